@@ -1,0 +1,251 @@
+"""A stage's folder, from the first shard to the last rename.
+
+A store holds `artifacts/<stage>-<key>/` and `blobs/` (images by content hash). A running stage works in
+`<key>.partial/` under a lock; `artifact.json` is written last and one rename makes the result visible, so a folder
+without `.partial` is complete. What was done before an interruption stays in `.partial` and is continued.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from align.errors import UserError
+from align.progress import progress
+from align.records import Dropped, Row, read_parquet, write_parquet
+
+R = TypeVar("R", bound=Row)
+Q = TypeVar("Q", bound=Row)
+PART_ROWS = 8192
+
+
+class Store:
+    """A folder of artifacts and blobs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs"
+
+    def artifact(self, stage: str, key: str) -> Path:
+        """Where the artifact of this stage and key lies or will lie."""
+        return self.root / "artifacts" / f"{stage}-{key[:16]}"
+
+    def add_blob(self, data: bytes, suffix: str) -> Path:
+        """Keep bytes under their sha256; a second time is free. Returns the path."""
+        name = hashlib.sha256(data).hexdigest() + suffix
+        path = self.blobs / name[:2] / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{name}.{os.getpid()}.tmp")
+            partial.write_bytes(data)
+            partial.replace(path)
+        return path
+
+    def digest(self, path: Path) -> str:
+        """sha256 of a file, or of a folder's relative names and contents; remembered while size and times hold."""
+        path = path.resolve()
+        if not path.is_dir():
+            return self._file_digests([path])[0]
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        whole = hashlib.sha256()
+        for file, digest in zip(files, self._file_digests(files), strict=True):
+            whole.update(f"{file.relative_to(path).as_posix()}\0{digest}\n".encode())
+        return whole.hexdigest()
+
+    def _file_digests(self, files: list[Path]) -> list[str]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        digests = []
+        with sqlite3.connect(self.root / "digests.sqlite", timeout=60) as db:
+            db.execute("create table if not exists digests (path text primary key, state text, digest text)")
+            for file in files:
+                stat = file.stat()
+                state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+                row = db.execute("select state, digest from digests where path = ?", (str(file),)).fetchone()
+                if row is None or row[0] != state:
+                    with file.open("rb") as stream:
+                        row = (state, hashlib.file_digest(stream, "sha256").hexdigest())
+                    db.execute("replace into digests values (?, ?, ?)", (str(file), *row))
+                digests.append(row[1])
+        db.close()
+        return digests
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's folder."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """`artifact.json`: stage, version, config, key, seed, counts, seconds, versions of libraries."""
+        loaded: dict[str, Any] = json.loads((self.path / "artifact.json").read_text())
+        return loaded
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.path / "metrics.json").read_text())
+        return loaded
+
+    @property
+    def complete(self) -> bool:
+        return (self.path / "artifact.json").is_file()
+
+    def dropped(self) -> Iterator[Dropped]:
+        """The rows set aside, with their reasons."""
+        return rows(self.path / "dropped", Dropped)
+
+
+def rows(port: str | Path, row_type: type[R]) -> Iterator[R]:
+    """Stream the rows of a resolved reference (an artifact's port folder); images become absolute paths."""
+    port = Path(port)
+    return read_parquet(sorted(port.glob("part-*.parquet")), row_type, _blobs_of(port))
+
+
+def count_rows(port: str | Path) -> int:
+    """How many rows a port holds, from parquet footers alone."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(p).num_rows for p in Path(port).glob("part-*.parquet"))
+
+
+def _blobs_of(port: Path) -> Path:
+    return port.resolve().parent.parent.parent / "blobs"
+
+
+@dataclass
+class Batch(Generic[Q]):
+    """What became of one shard of rows: good rows by port, and the rows set aside."""
+
+    rows: dict[str, list[Q]] = field(default_factory=dict)
+    dropped: list[Dropped] = field(default_factory=list)
+
+
+class Out:
+    """The folder that a running stage fills."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self.path = path
+        self.store = store
+        self.rows_in = 0
+        self.rows_out: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def folder(self, port: str) -> Path:
+        """The folder of a `folder` or `model` port, or of anything the stage keeps while it works."""
+        path = self.path / port
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self, port: str, row_type: type[R], found: Iterable[R]) -> int:
+        """Write all rows of a port, streaming in parts of a fixed size. Returns how many."""
+        total, stream = 0, iter(found)
+        for part in range(10**9):
+            chunk = list(islice(stream, PART_ROWS))
+            if not chunk and part:
+                break
+            total += write_parquet(self.path / port / f"part-{part:05d}.parquet", row_type, chunk, self.store.blobs)
+        self.rows_out[port] += total
+        return total
+
+    def drop(self, found: Iterable[Dropped]) -> None:
+        """Write the rows set aside, all at once, and count their reasons."""
+        everything = list(found)
+        self.reasons.update(d.reason for d in everything)
+        write_parquet(self.path / "dropped" / "part-00000.parquet", Dropped, everything)
+
+    def map_rows(
+        self,
+        source: Iterable[R],
+        total: int,
+        work: Callable[[list[R]], Batch[Any]],
+        ports: dict[str, type[Row]],
+        *,
+        shard: int,
+        label: str,
+    ) -> None:
+        """Apply `work` to shards of rows, keeping each shard's result at once; shards done before a stop are skipped.
+
+        `work` must give the same rows for a shard whatever came before it: seed by row id (`records.row_seed`).
+        Counts what came in, what went out by port and what was dropped by reason.
+        """
+        stream = iter(source)
+        with progress(total, label) as bar:
+            for part in range(10**9):
+                chunk = list(islice(stream, shard))
+                if not chunk:
+                    break
+                done = self.path / "shards" / f"part-{part:05d}.json"
+                if not done.exists():
+                    self._keep(part, len(chunk), work(chunk), ports, done)
+                counts = json.loads(done.read_text())
+                self.rows_in += counts["in"]
+                self.rows_out.update(counts["out"])
+                self.reasons.update(counts["dropped"])
+                bar.update(len(chunk))
+        for port in ports:  # a port exists even where no row came
+            self.rows_out[port] += 0
+            self.folder(port)
+
+    def _keep(self, part: int, size: int, batch: Batch[Any], ports: dict[str, type[Row]], done: Path) -> None:
+        for port, row_type in ports.items():
+            path = self.path / port / f"part-{part:05d}.parquet"
+            write_parquet(path, row_type, batch.rows.get(port, []), self.store.blobs)
+        write_parquet(self.path / "dropped" / f"part-{part:05d}.parquet", Dropped, batch.dropped)
+        counts = {
+            "in": size,
+            "out": {port: len(batch.rows.get(port, [])) for port in ports},
+            "dropped": Counter(d.reason for d in batch.dropped),
+        }
+        write_json(done, counts)
+
+    def counts(self) -> dict[str, Any]:
+        """Rows in, rows out by port, rows dropped by reason."""
+        return {"in": self.rows_in, "out": dict(self.rows_out), "dropped": dict(self.reasons)}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def begin(store: Store, stage: str, key: str) -> Iterator[Out]:
+    """The `.partial` folder of an artifact, locked. Raises UserError while another process works on it."""
+    final = store.artifact(stage, key)
+    partial = final.with_name(final.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with (store.root / "artifacts" / f".{final.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{final}: another process is building this artifact") from None
+        yield Out(partial, store)
+
+
+def commit(out: Out, manifest: dict[str, Any], metrics: dict[str, Any]) -> Artifact:
+    """Make a finished folder visible: metrics, `artifact.json`, then one rename."""
+    final = out.path.with_name(out.path.name.removesuffix(".partial"))
+    shutil.rmtree(out.path / "shards", ignore_errors=True)
+    write_json(out.path / "metrics.json", metrics)
+    write_json(out.path / "artifact.json", {**manifest, "counts": out.counts(), "created": time.time()})
+    if final.exists():  # an incomplete or foreign folder by that name
+        shutil.rmtree(final)
+    out.path.rename(final)
+    return Artifact(final)

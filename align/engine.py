@@ -1,0 +1,115 @@
+"""One way to ask a model for answers, whatever serves it.
+
+In: requests (chat messages, images, how to sample). Out: one reply a request, in the order of the requests, an error
+text in place of answers where a request failed. The implementations live in `align/engines/`; this file is what
+stages and rewards depend on, and it imports no engine.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+
+from align.config import Config
+from align.records import Message, Sampling
+from align.stage import RUNTIME, ModelRef
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model. The images (paths) go before the text of the first user message."""
+
+    id: str
+    messages: list[Message]
+    images: list[str] = field(default_factory=list)
+    n: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    json_schema: dict[str, Any] | None = None  # constrain the answer, where the engine can
+    top_logprobs: int = 0  # ask for this many log-probabilities of the first answer token
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answers to a request: `n` texts, or `error`."""
+
+    id: str
+    texts: list[str] = field(default_factory=list)
+    finish: list[str] = field(default_factory=list)  # stop or length, one a text
+    first_logprobs: list[dict[str, float]] = field(default_factory=list)  # one a text: token text -> natural log
+    error: str = ""
+
+
+class Engine(Protocol):
+    """A model that answers."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer every request; a request that fails gives a Reply with its error. Raises EngineDied when no
+        request can be answered any more."""
+        ...
+
+
+class EngineDied(RuntimeError):
+    """The server or engine is gone; what was answered so far is kept by the caller's shards."""
+
+
+class VLLM(Config):
+    """vLLM in this process: batches, prefix caching, requests in order of image."""
+
+    engine: Literal["vllm"]
+    model: ModelRef
+    max_model_len: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gpu_memory_utilization: Annotated[float, RUNTIME] = 0.9
+    tensor_parallel_size: Annotated[int, RUNTIME] = 1
+    enforce_eager: Annotated[bool, RUNTIME] = False
+
+
+class Server(Config):
+    """Any OpenAI-compatible server: one that runs already (`base_url`), or `vllm serve` started for the stage."""
+
+    engine: Literal["server"]
+    model: ModelRef
+    base_url: Annotated[str | None, RUNTIME] = None  # None: start vLLM's server here and stop it at the end
+    api_key_env: Annotated[str | None, RUNTIME] = None  # the environment variable that holds the key
+    concurrency: Annotated[int, RUNTIME] = 64
+    timeout_s: Annotated[float, RUNTIME] = 300.0
+    retries: Annotated[int, RUNTIME] = 5
+    start_timeout_s: Annotated[float, RUNTIME] = 900.0
+    max_model_len: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    serve_args: Annotated[list[str], RUNTIME] = []  # more arguments for `vllm serve`
+
+
+class Transformers(Config):
+    """transformers' generate in this process: the one way to sample Mllama. Encodes an image once for n samples."""
+
+    engine: Literal["transformers"]
+    model: ModelRef
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Annotated[str, RUNTIME] = "auto"
+    batch_size: Annotated[int, RUNTIME] = 32  # sequences in one forward pass
+
+
+EngineConfig = Annotated[VLLM | Server | Transformers, Field(discriminator="engine")]
+
+
+@contextmanager
+def open_engine(config: VLLM | Server | Transformers, log_dir: str | None = None) -> Iterator[Engine]:
+    """Bring an engine up, and down again however the block ends. `config.model` is a folder or a hub id by now."""
+    if isinstance(config, VLLM):
+        from align.engines.vllm import open_vllm
+
+        opened = open_vllm(config)
+    elif isinstance(config, Server):
+        from align.engines.server import open_server
+
+        opened = open_server(config, log_dir)
+    else:
+        from align.engines.transformers import open_transformers
+
+        opened = open_transformers(config)
+    with opened as engine:
+        yield engine

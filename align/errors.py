@@ -1,0 +1,21 @@
+"""The one exception for a user's mistake.
+
+Raised anywhere, caught once by the command line, which prints its text without a traceback and exits with
+code 2. Everything else that escapes is a defect of the program and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake the user can mend; the message is one clear line a problem: where, what is wrong, what is right."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of the known names, the list of them where none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""

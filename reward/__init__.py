@@ -1,0 +1,1 @@
+"""Scoring candidate answers: rules, judges and their combination, in a pipeline or alone."""
