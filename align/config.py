@@ -44,6 +44,21 @@ def dotted(path: KeyPath) -> str:
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
 
 
+def shipped(path: str | Path) -> Path:
+    """The path itself where it exists; else, for a path below `configs/`, the file that ships with the package."""
+    path = Path(path)
+    if path.exists() or path.parts[:1] != ("configs",):
+        return path
+    return shipped_root().joinpath(*path.parts[1:])
+
+
+def shipped_root() -> Path:
+    """The folder of shipped configs: inside the installed wheel, or at the top of a checkout."""
+    above = Path(__file__).resolve().parent.parent
+    installed = above / "pipelines" / "_configs"
+    return installed if installed.is_dir() else above / "configs"
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], Source]:
     """A YAML mapping and its source. Raises UserError for a missing, unreadable or non-mapping file."""
     try:

@@ -106,8 +106,10 @@ class Pair(Row):
 
 
 class Prediction(Row):
-    """One evaluated answer: `id` is the question's; metrics by name in 0..1."""
+    """One evaluated answer of one model to one question; metrics by name in 0..1."""
 
+    model: str  # its name in the stage's config
+    question_id: str
     images: list[str]
     question: str
     answer: str
