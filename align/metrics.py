@@ -1,0 +1,204 @@
+"""How right an answer is, and how sure a difference between two models is.
+
+In: texts, or values of one question each with the image they belong to. Out: plain numbers. Everything here is a pure
+function, used by evaluation, by the rule rewards and by rejection sampling alike, so that "right" means one thing.
+"""
+
+import math
+import re
+import typing
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+if typing.TYPE_CHECKING:
+    import numpy as np
+
+_SPACE = re.compile(r"\s+")
+_OPTION = re.compile(
+    r"\(([A-Za-z])\)"
+    r"|^([A-Za-z])(?=[.):]|$)"
+    r"|\b(?i:answer|option|choice)(?: is)?:? ([B-HJ-Z]\b|[AI](?=[.,;:]|$))"  # "the answer is A cat" names no option
+)
+RESAMPLES = 2000
+FLIPS = 10_000
+_EXACT_CLUSTERS = 14  # up to 2**14 sign patterns are enumerated rather than drawn
+
+
+def final_answer(text: str, marker: str | None) -> str | None:
+    """The text after the last `marker`, stripped; the whole text where `marker` is None; None where it is absent."""
+    if marker is None:
+        return text.strip()
+    _, found, answer = text.rpartition(marker)
+    return answer.strip() if found else None
+
+
+def reference_answer(text: str, marker: str | None) -> str:
+    """What a candidate must say: a reference may carry the marker too, and is the whole text where it does not."""
+    answer = final_answer(text, marker)
+    return text.strip() if answer is None else answer
+
+
+def collapse(text: str) -> str:
+    """Every run of whitespace becomes one space, none at the ends."""
+    return _SPACE.sub(" ", text).strip()
+
+
+def normalise(text: str) -> str:
+    """Case folded, whitespace collapsed, trailing `. , ; : ! ?` removed: nothing else, `$`, `%` and articles stay."""
+    return collapse(text).casefold().rstrip(".,;:!? ")
+
+
+def exact(prediction: str, reference: str) -> float:
+    """1 where the two are equal after `normalise`, else 0."""
+    return float(normalise(prediction) == normalise(reference))
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None  # "nan" and "infinity" are words here
+
+
+def relaxed(prediction: str, reference: str, tolerance: float = 0.05) -> float:
+    """ChartQA's relaxed accuracy, as pix2struct's `relaxed_correctness` has it (google-research/pix2struct,
+    metrics.py): numbers within `tolerance` of the reference, inclusive; `%` divides by 100; anything else, and a
+    reference of 0, must be equal but for case. Commas, `$` and trailing dots are not understood, so "1,000" and
+    "yes." are strings. Outer whitespace is ignored, and only finite numbers are numbers: the two deviations.
+    """
+    prediction, reference = prediction.strip(), reference.strip()
+    said, right = _number(prediction), _number(reference)
+    if said is not None and right:
+        return float(abs(said - right) / abs(right) <= tolerance)
+    return float(prediction.lower() == reference.lower())
+
+
+def levenshtein(a: str, b: str) -> int:
+    """The edit distance (insert, delete, substitute at cost 1), a row of Wagner and Fischer's table at a time."""
+    import numpy as np
+
+    if len(a) < len(b):
+        a, b = b, a
+    if not b:
+        return len(a)
+    codes = np.array([ord(c) for c in b])
+    steps = np.arange(len(b) + 1)
+    row = steps.copy()
+    for i, char in enumerate(a, 1):
+        above = np.empty_like(row)
+        above[0] = i
+        np.minimum(row[:-1] + (codes != ord(char)), row[1:] + 1, out=above[1:])
+        row = np.minimum.accumulate(above - steps) + steps  # insertions run along the row
+    return int(row[-1])
+
+
+def anls(prediction: str, reference: str, threshold: float = 0.5) -> float:
+    """Normalised Levenshtein similarity (Biten et al., arXiv 1907.00490), as in the official DocVQA script: lower
+    case, whitespace collapsed, 1 - distance / longer length; below `threshold` it is 0, the threshold itself counts.
+    The mean over questions is ANLS."""
+    a, b = collapse(prediction).lower(), collapse(reference).lower()
+    longest = max(len(a), len(b))
+    if longest == 0:
+        return 1.0
+    if abs(len(a) - len(b)) > (1 - threshold) * longest:  # the distance is at least that: no need to compute it
+        return 0.0
+    similarity = 1 - levenshtein(a, b) / longest
+    return similarity if similarity >= threshold else 0.0
+
+
+def option_letter(text: str) -> str | None:
+    """The option that an answer to a multiple-choice question names, upper case; None where none or several are.
+
+    Understood: `B`, `b.`, `B) Paris`, `(B)`, `answer is B`, `Option: B`. A lone "A" or "I" inside a sentence is a word.
+    """
+    found = {next(g for g in m.groups() if g).upper() for m in _OPTION.finditer(collapse(text))}
+    return found.pop() if len(found) == 1 else None
+
+
+def yes_no(text: str) -> str:
+    """POPE's reading of an answer (AoiDragon/POPE, evaluate.py): `no` where the first sentence has the word No, no or
+    not; everything else is `yes`, an empty text too."""
+    words = text.strip().partition(".")[0].replace(",", "").split()
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+METRICS: dict[str, Callable[[str, str], float]] = {"exact": exact, "relaxed": relaxed, "anls": anls}
+"""By the name used in configs; each takes (prediction, reference) and gives 0..1."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over questions with its interval; `p` where it is a difference that was tested."""
+
+    value: float
+    low: float
+    high: float
+    p: float | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        found = {"value": self.value, "low": self.low, "high": self.high}
+        return found if self.p is None else {**found, "p": self.p}
+
+
+def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> "tuple[np.ndarray, np.ndarray]":
+    """Sum and number of the values of each cluster, clusters in order of first appearance."""
+    import numpy as np
+
+    if len(values) != len(clusters) or not values:
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters: as many of one as of the other, and some")
+    index: dict[Hashable, int] = {}
+    place = np.array([index.setdefault(c, len(index)) for c in clusters])
+    return np.bincount(place, weights=np.asarray(values, dtype=np.float64)), np.bincount(place)
+
+
+def bootstrap(values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0, level: float = 0.95) -> Estimate:
+    """The mean with its percentile bootstrap interval, resampling whole clusters (Cameron, Gelbach and Miller 2008):
+    the questions of one image are not independent, its clusters are the images. Also for paired differences.
+
+    Raises ValueError for no values.
+    """
+    import numpy as np
+
+    sums, sizes = _by_cluster(values, clusters)
+    rng = np.random.default_rng(seed)
+    means: list[np.ndarray] = []
+    step = max(1, 1_000_000 // len(sums))  # resamples at a time, in bounded memory
+    for start in range(0, RESAMPLES, step):
+        drawn = rng.integers(0, len(sums), (min(step, RESAMPLES - start), len(sums)))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high))
+
+
+def sign_flip(differences: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0) -> float:
+    """Two-sided p-value of "the two models are alike": the paired permutation test that swaps the models on whole
+    images, i.e. flips the sign of each cluster's summed difference.
+
+    Exact by enumeration up to 14 differing clusters, else (b + 1) / (m + 1) over m = 10,000 draws (Phipson and Smyth
+    2010). With one yes/no question an image it equals McNemar's exact test.
+    """
+    import numpy as np
+
+    sums, _ = _by_cluster(differences, clusters)
+    sums = sums[np.abs(sums) > 1e-12]
+    if not len(sums):
+        return 1.0
+    bar = abs(sums.sum()) - 1e-9  # equal sums count, whatever order they were added in
+    if len(sums) <= _EXACT_CLUSTERS:
+        bits = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
+        return float(np.mean(np.abs((2 * bits - 1) @ sums) >= bar))
+    rng = np.random.default_rng(seed)
+    hits = 0
+    step = max(1, 1_000_000 // len(sums))
+    for start in range(0, FLIPS, step):
+        signs = rng.integers(0, 2, (min(step, FLIPS - start), len(sums))) * 2 - 1
+        hits += int(np.count_nonzero(np.abs(signs @ sums) >= bar))
+    return (hits + 1) / (FLIPS + 1)
+
+
+def paired(after: Sequence[float], before: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0) -> Estimate:
+    """The mean of `after - before` over the same questions: cluster-bootstrap interval, sign-flip p-value."""
+    differences = [a - b for a, b in zip(after, before, strict=True)]
+    found = bootstrap(differences, clusters, seed=seed)
+    return Estimate(found.value, found.low, found.high, sign_flip(differences, clusters, seed=seed))
