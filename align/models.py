@@ -1,0 +1,270 @@
+"""Load a model with its processor from a folder, a hub id or an adapter folder; know what a name is before that.
+
+In: the value of a `model:` key. Out: a model in eval mode and its processor, safetensors only, no remote code.
+`check_model` reads JSON alone, so that a wrong name is found before any stage runs; `locate` downloads a hub id into
+the local cache and from there on everything is a folder.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UserError
+from align.families import family_of
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a model lies: `folder` on disk, and for a hub model its id and the commit that was downloaded."""
+
+    folder: Path
+    repo: str | None = None
+    commit: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What an adapter writes down as its base: the hub id, or the absolute folder."""
+        return self.repo or str(self.folder)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` is `org/name[@revision]` and no folder of that name lies here."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def locate(name: str, weights: bool = True) -> Located:
+    """The folder of a model: itself, or a hub id's snapshot in the local cache, downloaded where it is not there yet
+    (safetensors and text files only; without `weights` the text files alone). Raises UserError where there is none."""
+    if not is_hub_id(name):
+        folder = Path(name).expanduser().absolute()
+        if not folder.is_dir():
+            raise UserError(f"{name}: no such model folder, and no hub id like org/name or org/name@revision")
+        return Located(folder)
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repo, _, revision = name.partition("@")
+    patterns = _FILES if weights else [p for p in _FILES if p != "*.safetensors"]
+    try:
+        found = snapshot_download(
+            repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=["original/*", "onnx/*"]
+        )
+    except GatedRepoError:
+        raise UserError(f"{name}: access to this model is gated: accept its licence, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{name}: no such model on the hub, or a private one (`hf auth login`)") from None
+    except (LocalEntryNotFoundError, httpx.HTTPError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name}: not in the local cache, and the hub cannot be reached: {reason}") from None
+    return Located(Path(found), repo, Path(found).name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError where it is missing or something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a JSON object is expected")
+    return data
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a PEFT adapter and no whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The name of an adapter's base model, with its revision. Raises UserError where the adapter does not say."""
+    config = read_json(folder / "adapter_config.json")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{folder}: a LoRA adapter is expected, not peft_type {config.get('peft_type')!r}")
+    if not base or not isinstance(base, str):
+        raise UserError(f"{folder}/adapter_config.json: base_model_name_or_path does not say which model this adapts")
+    beside = folder / base
+    if not Path(base).is_absolute() and beside.is_dir():
+        return str(beside.resolve())
+    return f"{base}@{revision}" if revision and is_hub_id(base) else base
+
+
+def check_model(name: str) -> None:
+    """Find what is wrong with a model's name without loading it: no such folder, no config, an unknown family, no
+    safetensors, an adapter whose base is not there. A hub id is checked for its form, and for its family where it is
+    in the local cache; the hub is not asked. Raises UserError."""
+    if is_hub_id(name):
+        from huggingface_hub import try_to_load_from_cache
+
+        repo, _, revision = name.partition("@")
+        cached = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+        if isinstance(cached, str):
+            _family_at(Path(cached).parent, name)
+        return
+    folder = locate(name).folder
+    if is_adapter(folder):
+        _check_weights(folder, "adapter_model.safetensors", "adapter_model*")
+        base = base_of(folder)
+        if not is_hub_id(base) and not Path(base).is_dir():
+            raise UserError(f"{name}: its base model {base} is not there")
+        if not is_hub_id(base) and is_adapter(Path(base)):
+            raise UserError(f"{name}: its base model {base} is itself an adapter; merge that one first")
+        check_model(base)
+        return
+    _family_at(folder, name)
+    _check_weights(folder, "model.safetensors", "*model*")
+
+
+def _family_at(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name}: no config.json or adapter_config.json, so this is no model folder")
+    try:
+        family_of(read_json(folder / "config.json"))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def _check_weights(folder: Path, whole: str, pickles: str) -> None:
+    if (folder / whole).is_file():
+        return
+    index = folder / f"{whole}.index.json"
+    if index.is_file():
+        shards = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(s for s in shards if not (folder / s).is_file())
+        if missing or not shards:
+            raise UserError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {missing[:3]}")
+        return
+    if any(p.suffix in {".bin", ".pt", ".pth", ".ckpt"} for p in folder.glob(pickles)):
+        raise UserError(f"{folder}: only pickled weights, which are never loaded; convert them to {whole}")
+    raise UserError(f"{folder}: no weights ({whole})")
+
+
+def load(name: str, dtype: str = "auto", device: str = "auto") -> "tuple[PreTrainedModel | PeftModel, ProcessorMixin]":
+    """A model in eval mode and its processor. `name` is a model folder, `org/name[@revision]`, or a PEFT adapter
+    folder, whose base is loaded first and whose adapter is active and frozen.
+
+    `dtype` auto is the model's own; on a CPU its half types become float32, since there they save memory only and
+    cost speed and digits. `device` auto is this process's GPU where there is one. Raises UserError."""
+    check_model(name)
+    located = locate(name)
+    if not is_adapter(located.folder):
+        return _load_whole(located, dtype, device), load_processor(located.folder)
+    from peft import PeftModel
+
+    base = locate(base_of(located.folder))
+    check_model(str(base.folder))
+    model = _load_whole(base, dtype, device)
+    has_processor = any((located.folder / f).is_file() for f in ("processor_config.json", "preprocessor_config.json"))
+    processor = load_processor(located.folder if has_processor else base.folder)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(located.folder))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{name}: the adapter does not fit its base {base.name}: {_first_line(error)}") from None
+    _check_adapter_keys(adapted, located.folder)
+    return adapted.eval(), processor
+
+
+def _check_adapter_keys(model: "PeftModel", folder: Path) -> None:
+    """PEFT only warns where an adapter's file and its model disagree, and leaves random weights."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if stored != expected:
+        odd = sorted(stored ^ expected)
+        raise UserError(f"{folder}: the adapter's weights are not those its config names: {len(odd)} differ, {odd[0]}")
+
+
+def _load_whole(located: Located, dtype: str, device: str) -> "PreTrainedModel":
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    folder = str(located.folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/config.json: {_first_line(error)}") from None
+    family_of(config)
+    target = resolve_device(device)
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            dtype=resolve_dtype(dtype, config, target),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: the weights cannot be loaded: {_first_line(error)}") from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(f"{folder}: {len(missing)} weights are missing from the files, first {missing[0]}")
+    # An adapter trained on this model names it as its base: the hub id at its commit, not a path in the cache.
+    model.name_or_path = model.config.name_or_path = located.name
+    model.config._commit_hash = located.commit
+    return model.to(target).eval()
+
+
+def load_processor(folder: Path) -> "ProcessorMixin":
+    """The processor of a model folder, with PIL image processing on every machine. Raises UserError."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"{folder}: the processor cannot be loaded: {_first_line(error)}") from None
+
+
+def resolve_device(device: str) -> "torch.device":
+    """`auto` is this process's GPU (LOCAL_RANK under a launcher), or the CPU. Raises UserError for an unusable one."""
+    import torch
+
+    if device == "auto":
+        return (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            if torch.cuda.is_available()
+            else (torch.device("cpu"))
+        )
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r}: auto, cpu, cuda or cuda:N is expected") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: there is no usable GPU here")
+    return found
+
+
+def resolve_dtype(dtype: str, config: "PretrainedConfig", device: "torch.device") -> "torch.dtype":
+    """See `load`. Raises UserError for a name that is no dtype."""
+    import torch
+
+    if dtype not in _DTYPES:
+        raise UserError(f"dtype {dtype!r}: one of {', '.join(_DTYPES)} is expected")
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    own = config.dtype
+    if not isinstance(own, torch.dtype) or device.type == "cpu":
+        return torch.float32
+    return own
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
