@@ -66,6 +66,11 @@ class Stage(Config):
         """Do the work. References are folders by now. Returns what is worth showing beside the row counts."""
         raise NotImplementedError
 
+    @classmethod
+    def summary_of(cls, metrics: Metrics) -> str:
+        """What a person should see on the terminal when the stage is done, beside its line of counts."""
+        return ""
+
     def map_leaves(self, visit: Callable[[KeyPath, tuple[object, ...], str], str]) -> Self:
         """A copy in which every marked string (reference, outside path) is replaced by visit(key, markers, value)."""
         return _map(self, (), visit)

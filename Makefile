@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all of their own set-up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+SEED ?= 0
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+
+.PHONY: demo test lint install clean
+
+demo: .venv/installed
+	$(BIN)/vlm-align run demo seed=$(SEED)
+	$(BIN)/vlm-align report demo
+
+test: .venv/dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/installed
+
+.venv/installed: requirements/cpu.txt pyproject.toml
+	@echo "installing into .venv (about two minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch==2.13.0
+	@$(PIP) --no-deps -r requirements/cpu.txt
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+.venv/dev: .venv/installed requirements/dev.txt
+	@$(PIP) --no-deps -r requirements/dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,34 @@
+"""The one list of stages: the word in YAML and on the command line, and where its class lives.
+
+Classes are imported when they are asked for, so that listing the commands costs nothing.
+"""
+
+from importlib import import_module
+
+from align.errors import UserError, did_you_mean
+from align.stage import Stage
+
+STAGES: dict[str, tuple[str, str]] = {
+    "images": ("data_gen.images:Images", "a folder or a data set of images into a manifest"),
+    "questions": ("data_gen.questions:Questions", "a file of questions with known answers into rows"),
+    "generate": ("data_gen.generate:Generate", "a teacher asks and answers questions about the images"),
+    "filter": ("data_gen.filter:Filter", "keep the questions worth training on, set the others aside with a reason"),
+    "sample": ("align.sample:Sample", "draw candidate answers from teacher and student"),
+    "score": ("reward.score:ScoreStage", "score the candidates with a reward"),
+    "reject": ("align.reject:Reject", "rejection sampling: the best answers, and preference pairs"),
+    "sft": ("align.sft:SFT", "supervised fine-tuning of the vision adapter"),
+    "dpo": ("align.dpo:DPO", "direct preference optimization of the vision adapter"),
+    "evaluate": ("align.evaluate:Evaluate", "accuracy on held-out images, base against trained"),
+    "draw-charts": ("pipelines.demo.stages:DrawCharts", "demo: draw charts with known ground truth"),
+    "build-teacher": ("pipelines.demo.stages:BuildTeacher", "demo: build the small teacher"),
+    "build-student": ("pipelines.demo.stages:BuildStudent", "demo: build the small Mllama student"),
+}
+
+
+def stage_class(name: str) -> type[Stage]:
+    """The class of a stage. Raises UserError for an unknown name."""
+    if name not in STAGES:
+        raise UserError(f"{name!r} is no stage{did_you_mean(name, STAGES)}")
+    module, _, attribute = STAGES[name][0].partition(":")
+    found: type[Stage] = getattr(import_module(module), attribute)
+    return found

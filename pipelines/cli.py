@@ -1,0 +1,203 @@
+"""The command line: `vlm-align <command>`, one command a stage, and those that run and look at whole pipelines.
+
+A user's mistake prints `error: ...`, one line a problem, and exits with 2; a stage that stopped for another reason
+exits with 1 and names its log; an interruption exits with 130 and the same command continues.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from align.errors import UserError
+from pipelines.catalog import STAGES
+
+_RUNS = click.option(
+    "--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), envvar="VLM_ALIGN_RUNS", show_default=True,
+    help="Folder of artifacts and logs.",
+)  # fmt: skip
+_WORDS = click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
+
+
+class _Commands(click.Group):
+    """The group's own commands, and one for every stage of the catalogue."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *STAGES]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return super().get_command(ctx, name) or (_stage_command(name) if name in STAGES else None)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from align.errors import did_you_mean
+
+            raise UserError(f"{args[0]!r} is no command{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [(name, command.get_short_help_str(90)) for name, command in self.commands.items()]
+        with formatter.section("Pipelines"):
+            formatter.write_dl(own)
+        with formatter.section("Stages (KEY=VALUE as in YAML; --help lists the keys)"):
+            formatter.write_dl([(name, text) for name, (_, text) in STAGES.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vlm-align", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Post-training of vision-language models: a teacher, a reward, rejection sampling, SFT and DPO on the vision
+    adapter, and the proof that the language model is untouched."""
+
+
+@cli.command("run")
+@click.argument("pipeline")
+@_WORDS
+@_RUNS
+def run_command(pipeline: str, words: tuple[str, ...], root: Path) -> None:
+    """Run a pipeline; what is there already is not done again."""
+    from pipelines.pipeline import find_pipeline, load_pipeline
+    from pipelines.runner import Runs, Say, run
+
+    run(load_pipeline(find_pipeline(pipeline), words), Runs(root), Say())
+
+
+@cli.command("plan")
+@click.argument("pipeline")
+@_WORDS
+@_RUNS
+def plan_command(pipeline: str, words: tuple[str, ...], root: Path) -> None:
+    """Say what a run would do, and why, without doing it."""
+    from pipelines.pipeline import find_pipeline, load_pipeline
+    from pipelines.runner import Runs, plan_lines
+
+    for line in plan_lines(load_pipeline(find_pipeline(pipeline), words), Runs(root)):
+        click.echo(line)
+
+
+@cli.command("validate")
+@click.argument("pipeline")
+@_WORDS
+def validate_command(pipeline: str, words: tuple[str, ...]) -> None:
+    """Check a pipeline's keys, values and references; look at no data."""
+    from pipelines.pipeline import find_pipeline, load_pipeline
+
+    path = find_pipeline(pipeline)
+    loaded = load_pipeline(path, words)
+    click.echo(f"{path}: valid, {len(loaded.steps)} stages: {', '.join(s.name for s in loaded.steps)}")
+
+
+@cli.command("ls")
+def ls_command() -> None:
+    """List the shipped configs."""
+    from align.config import shipped_root
+
+    root = shipped_root()
+    files = sorted(p for p in root.rglob("*") if p.suffix in (".yaml", ".jinja"))
+    width = max(len(str(p.relative_to(root))) for p in files)
+    for path in files:
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        about = first.lstrip("{#- ").rstrip("#-} ") if first.startswith(("#", "{#")) else ""
+        click.echo(f"configs/{path.relative_to(root)!s:<{width}}  {about}".rstrip())
+
+
+@cli.command("cp")
+@click.argument("name")
+@click.argument("to", type=click.Path(path_type=Path))
+def cp_command(name: str, to: Path) -> None:
+    """Copy a shipped config, to be changed."""
+    import shutil
+
+    from align.config import shipped
+    from pipelines.pipeline import find_pipeline
+
+    source = shipped(name) if name.startswith("configs/") else find_pipeline(name)
+    if not source.is_file():
+        raise UserError(f"{name}: no such shipped config; `vlm-align ls` lists them")
+    to = to / source.name if to.is_dir() else to
+    if to.exists():
+        raise UserError(f"{to}: is there already; nothing was overwritten")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, to)
+    click.echo(f"{to}")
+
+
+@cli.command("show")
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@_RUNS
+def show_command(run: str, as_json: bool, root: Path) -> None:
+    """Show a run's counts and metrics: RUN is a pipeline's name, `pipeline/stage`, or a folder."""
+    from pipelines.show import collect, text
+
+    found = collect(run, root)
+    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else text(found))
+
+
+@cli.command("report")
+@click.argument("run")
+@click.option("--out", type=click.Path(path_type=Path), help="The HTML file; beside the run if not given.")
+@_RUNS
+def report_command(run: str, out: Path | None, root: Path) -> None:
+    """Write one self-contained HTML file: the table, the curves, a gallery."""
+    from pipelines.report import write_report
+
+    click.echo(write_report(run, root, out))
+
+
+def _stage_command(kind: str) -> click.Command:
+    @click.command(kind, help=STAGES[kind][1].capitalize() + ".", cls=_StageCommand)
+    @_WORDS
+    @_RUNS
+    def command(words: tuple[str, ...], root: Path) -> None:
+        from pipelines.pipeline import single
+        from pipelines.runner import Runs, Say, run
+
+        run(single(kind, words), Runs(root), Say())
+
+    return command
+
+
+class _StageCommand(click.Command):
+    """Help that lists the stage's keys."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from pipelines.catalog import stage_class
+        from pipelines.show import keys_of
+
+        assert self.name is not None
+        with formatter.section("Keys"):
+            formatter.write_dl(keys_of(stage_class(self.name)))
+
+
+def main() -> None:
+    """The entry point: turns mistakes into one line and an exit code."""
+    sys.exit(_exit_code(lambda: cli(standalone_mode=False)))
+
+
+def _exit_code(work: Callable[[], Any]) -> int:
+    try:
+        result = work()
+    except UserError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command continues", err=True)
+        return 130
+    except RuntimeError as error:
+        from pipelines.runner import StageFailed
+
+        if not isinstance(error, StageFailed):
+            raise
+        click.echo(f"error: {error}", err=True)
+        return 1
+    return result if isinstance(result, int) else 0

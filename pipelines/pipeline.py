@@ -1,0 +1,332 @@
+"""A pipeline file into a plan: which stages, under which keys, which of them are there already and why not.
+
+In: YAML and `key=value` words. Out: `Pipeline` (validated configs in file order) and `Planned` steps (resolved
+folders, cache keys, the reason of every miss). Nothing runs here and no model loads.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.artifact import Artifact, Store
+from align.config import KeyPath, Source, build, dotted, interpolate, parse_overrides, read_yaml, set_at, shipped
+from align.errors import UserError, did_you_mean
+from align.stage import Outside, PortType, Ref, Stage, key_tree
+from pipelines.catalog import STAGES, stage_class
+
+TOP_KEYS = ("name", "seed", "params", "stages")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One named stage of a pipeline, its references still names."""
+
+    name: str
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A validated pipeline: steps in the order of the file, which is the order of execution."""
+
+    name: str
+    steps: tuple[Step, ...]
+    source: Source
+    root: KeyPath = ("stages",)  # where a step's keys stand in the source
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step that is ready to run: references resolved, key known."""
+
+    name: str
+    stage: Stage
+    key: str
+    tree: Mapping[str, Any]  # what the key was made of
+    artifact: Artifact
+    unpinned: tuple[str, ...] = ()  # hub models whose commit could not be found out
+    inputs: tuple[str, ...] = ()  # names of the steps above that it reads
+
+
+def find_pipeline(name: str) -> Path:
+    """A file of the user's, a shipped `configs/...` path, or the bare name of a shipped pipeline."""
+    path = shipped(name)
+    if path.is_file():
+        return path
+    short = shipped(Path("configs/pipelines") / f"{name}.yaml")
+    if "/" not in name and short.is_file():
+        return short
+    names = [p.stem for p in shipped("configs/pipelines").glob("*.yaml")]
+    raise UserError(f"{name}: no such file, and no shipped pipeline of that name{did_you_mean(name, names)}")
+
+
+def load_pipeline(path: Path, words: tuple[str, ...] = ()) -> Pipeline:
+    """Read, override, interpolate and validate. Raises UserError listing every problem found."""
+    data, source = read_yaml(path)
+    for key in data:
+        if key not in TOP_KEYS:
+            raise UserError(f"{source.at((key,))}: unknown key{did_you_mean(str(key), TOP_KEYS)}")
+    stages, params = data.get("stages"), data.get("params") or {}
+    if not isinstance(stages, dict) or not stages:
+        raise UserError(f"{source.at(('stages',))}: a mapping of stage names to stages is required")
+    if not isinstance(params, dict):
+        raise UserError(f"{source.at(('params',))}: a mapping of names to values is expected")
+    _override(data, stages, params, words)
+    name, seed = str(data.get("name") or path.stem), data.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"{source.at(('seed',))}: a whole number is expected, not {seed!r}")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{source.at(('name',))}: letters, digits, '-', '_' and '.' are expected, not {name!r}")
+    steps, problems = [], []
+    for step_name, config in stages.items():
+        try:
+            steps.append(_step(str(step_name), config, params, seed, source))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    pipeline = Pipeline(name, tuple(steps), source)
+    check_references(pipeline)
+    return pipeline
+
+
+def _override(data: dict[str, Any], stages: dict[str, Any], params: dict[str, Any], words: tuple[str, ...]) -> None:
+    for path, value in parse_overrides(words).items():
+        if len(path) == 1 and path[0] in params:
+            params[str(path[0])] = value
+        elif len(path) == 1 and path[0] in ("seed", "name"):
+            data[str(path[0])] = value
+        elif len(path) > 1 and path[0] in stages:
+            set_at(stages, path, value)
+        else:
+            known = [*params, "seed", "name", *stages]
+            what = "a stage's key is set as <stage>.<key>=" if path[0] in stages else "nothing of that name to set"
+            raise UserError(f"{dotted(path)}=: {what}{did_you_mean(str(path[0]), known)}")
+
+
+def _step(name: str, config: Any, params: dict[str, Any], seed: int, source: Source) -> Step:
+    at: KeyPath = ("stages", name)
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{source.at(at)}: a stage's name has letters, digits, '-', '_' and '.'")
+    if not isinstance(config, dict) or "stage" not in config:
+        raise UserError(f"{source.at(at)}: `stage: <kind>` is required; known: {', '.join(STAGES)}")
+    config = interpolate(config, params, source, at)
+    kind = config.pop("stage")
+    if kind not in STAGES:
+        raise UserError(f"{source.at((*at, 'stage'))}: {kind!r} is no stage{did_you_mean(str(kind), STAGES)}")
+    return Step(name, build(stage_class(kind), {"seed": seed, **config}, source, at))
+
+
+def single(kind: str, words: tuple[str, ...]) -> Pipeline:
+    """A pipeline of one stage from the command line: the same keys as in YAML, references are artifact folders."""
+    config: dict[str, Any] = {}
+    for path, value in parse_overrides(words).items():
+        set_at(config, path, value)
+    source = Source(f"vlm-align {kind}")
+    return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source, root=())
+
+
+@dataclass
+class _Resolver:
+    """Turns the marked strings of one step into key values and folders; collects problems instead of stopping."""
+
+    pipeline: Pipeline
+    above: Mapping[str, Planned]
+    store: Store
+    at: KeyPath
+    problems: list[str] = field(default_factory=list)
+    unpinned: list[str] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+
+    def visit(self, path: KeyPath, found: tuple[object, ...], value: str) -> str:
+        """The value's form in the key (JSON text); its folder is kept for `folder`."""
+        try:
+            key, folder = self._resolve(found, value)
+        except UserError as error:
+            self.problems.append(f"{self.pipeline.source.at((*self.at, *path))}: {error}")
+            key, folder = value, value
+        self.folders[dotted(path)] = folder
+        return key
+
+    def folder(self, path: KeyPath, found: tuple[object, ...], value: str) -> str:
+        return self.folders[dotted(path)]
+
+    def _resolve(self, found: tuple[object, ...], value: str) -> tuple[str, str]:
+        ref = next((m for m in found if isinstance(m, Ref)), None)
+        outside = any(isinstance(m, Outside) for m in found)
+        if ref is not None:
+            name, _, port = value.partition("/")
+            if name in self.above:
+                planned = self.above[name]
+                port = port_of(type(planned.stage), name, port, ref.to)
+                self.inputs.append(name)
+                return _artifact_key(planned.key, port), str(planned.artifact.path / port)
+            artifact = _artifact_at(Path(value), ref.to)
+            if artifact is not None:
+                return artifact
+            if ref.to == "model":
+                return self._model(value)
+            if not outside:
+                raise UserError(f"no stage above and no artifact folder is called {value!r}")
+        path = shipped(value)
+        if not path.exists():
+            raise UserError(f"{value!r} does not exist")
+        if ref is not None and not path.is_dir():
+            raise UserError(f"{value!r} is no folder")
+        return f"sha256:{self.store.digest(path)}", str(path.absolute())
+
+    def _model(self, value: str) -> tuple[str, str]:
+        if Path(value).exists():
+            from align.models import check_model
+
+            check_model(value)
+            return f"sha256:{self.store.digest(Path(value))}", str(Path(value).absolute())
+        if not _HUB.fullmatch(value):
+            raise UserError(f"no stage above, folder or hub id (org/name) is called {value!r}")
+        from align.hub import pin
+
+        name = value.partition("@")[0]
+        try:
+            commit = pin(value)
+        except UserError as error:
+            self.unpinned.append(str(error))
+            return f"hub:{value}", value
+        return f"hub:{name}@{commit}", f"{name}@{commit}"
+
+
+def _artifact_key(key: str, port: str) -> str:
+    return f"artifact:{key}/{port}"
+
+
+def port_of(kind: type[Stage], name: str, port: str, wanted: PortType) -> str:
+    """The port that `name` or `name/port` means. Raises UserError where there is none or it holds other rows."""
+    ports = kind.OUTPUTS
+    if not port:
+        if len(ports) != 1:
+            raise UserError(f"{name!r} has several outputs: say one of {', '.join(f'{name}/{p}' for p in ports)}")
+        (port,) = ports
+    if port not in ports:
+        raise UserError(f"{name!r} has no output {port!r}{did_you_mean(port, ports)}")
+    has = ports[port]
+    fits = issubclass(has, wanted) if isinstance(has, type) and isinstance(wanted, type) else has == wanted
+    if not fits:
+        raise UserError(f"{name}/{port} holds {_word(has)}, but {_word(wanted)} is needed here")
+    return port
+
+
+def _word(port: PortType) -> str:
+    return f"rows of {port.__name__}" if isinstance(port, type) else f"a {port}"
+
+
+def _artifact_at(path: Path, wanted: PortType) -> tuple[str, str] | None:
+    for folder, port in ((path, ""), (path.parent, path.name)):
+        if (folder / "artifact.json").is_file():
+            manifest = Artifact(folder).manifest
+            port = port_of(stage_class(manifest["stage"]), str(folder), port, wanted)
+            return _artifact_key(manifest["key"], port), str(folder.resolve() / port)
+    return None
+
+
+def check_references(pipeline: Pipeline) -> None:
+    """References to stages must point upward and fit; no file is looked at. Raises UserError with every problem."""
+    problems: list[str] = []
+    kinds = {s.name: type(s.stage) for s in pipeline.steps}
+    seen: set[str] = set()
+    for step in pipeline.steps:
+
+        def visit(path: KeyPath, found: tuple[object, ...], value: str, step: Step = step) -> str:
+            ref = next((m for m in found if isinstance(m, Ref)), None)
+            name, _, port = value.partition("/")
+            where = pipeline.source.at((*pipeline.root, step.name, *path))
+            if ref is None or Path(value).exists():
+                return value
+            if name in kinds:
+                if name not in seen:
+                    problems.append(f"{where}: {name!r} stands below or is this stage; only a stage above can be used")
+                else:
+                    try:
+                        port_of(kinds[name], name, port, ref.to)
+                    except UserError as error:
+                        problems.append(f"{where}: {error}")
+            elif ref.to not in ("model", "folder"):
+                problems.append(f"{where}: no stage above is called {name!r}{did_you_mean(name, seen)}")
+            return value
+
+        step.stage.map_leaves(visit)
+        seen.add(step.name)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
+    """Resolve every step and its key. Raises UserError listing every file, folder and model that is not there."""
+    planned: dict[str, Planned] = {}
+    problems: list[str] = []
+    for step in pipeline.steps:
+        at = (*pipeline.root, step.name) if pipeline.root else ()
+        resolver = _Resolver(pipeline, planned, store, at)
+        tree = key_tree(step.stage.map_leaves(resolver.visit))
+        resolved = step.stage.map_leaves(resolver.folder)
+        try:
+            if not resolver.problems:
+                resolved.check()
+        except UserError as error:
+            resolver.problems.append(f"{pipeline.source.at(at)}: {error}")
+        key = _key(step.stage, tree)
+        problems += resolver.problems
+        unpinned = (*resolver.unpinned, *(u for n in resolver.inputs for u in planned[n].unpinned))
+        artifact = Artifact(store.artifact(step.stage.NAME, key))
+        inputs = tuple(dict.fromkeys(resolver.inputs))
+        planned[step.name] = Planned(step.name, resolved, key, tree, artifact, unpinned, inputs)
+    if problems:
+        raise UserError("\n".join(problems))
+    return list(planned.values())
+
+
+def _key(stage: Stage, tree: Mapping[str, Any]) -> str:
+    identity = {"stage": stage.NAME, "version": stage.VERSION, "config": tree}
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def explain(step: Planned, before: Artifact | None) -> str:
+    """Why a step is no hit: which fields differ from what this pipeline made last time."""
+    if before is None or not before.complete:
+        return "not built yet"
+    manifest = before.manifest
+    if manifest["stage"] != step.stage.NAME:
+        return f"was a {manifest['stage']} stage"
+    if manifest["version"] != step.stage.VERSION:
+        return f"the meaning of {step.stage.NAME} changed (version {manifest['version']} -> {step.stage.VERSION})"
+    old, new = _flat(manifest["config"]), _flat(step.tree)
+    changes = []
+    for name in sorted({*old, *new}):
+        was, now = old.get(name), new.get(name)
+        if was == now:
+            continue
+        if any(str(v).startswith("artifact:") for v in (was, now)):
+            changes.append(f"{name} is rebuilt")
+        elif any(str(v).startswith("sha256:") for v in (was, now)):
+            changes.append(f"the content of {name} changed")
+        else:
+            changes.append(f"{name} {_show(was)} -> {_show(now)}")
+    return "; ".join(changes) or "its artifact is gone"
+
+
+def _show(value: Any) -> str:
+    return "(none)" if value is None else str(value)
+
+
+def _flat(value: Any, path: KeyPath = ()) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for name, below in value.items() for k, v in _flat(below, (*path, name)).items()}
+    if isinstance(value, list):
+        return {k: v for i, below in enumerate(value) for k, v in _flat(below, (*path, i)).items()}
+    return {dotted(path): value}

@@ -1,0 +1,136 @@
+"""One self-contained HTML file about a run: counts, the table, training curves, and a gallery of what was chosen.
+
+In: the name of a run. Out: `report.html`, which opens anywhere: no script, no link, images inside. Everything that a
+model or a file wrote is escaped by the template.
+"""
+
+import base64
+import io
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.artifact import Artifact, rows
+from align.records import Pair, Scored, text_of
+from pipelines.catalog import stage_class
+from pipelines.console import counts_text, duration
+from pipelines.show import steps_of
+
+GALLERY = 24  # questions shown
+THUMBNAIL = 320  # pixels on the longer side
+
+
+@dataclass
+class Card:
+    """One question of the gallery."""
+
+    image: str  # data URL, empty where the image is gone
+    question: str
+    reference: str | None
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A training curve as points of an SVG polyline in a box of 400 x 120."""
+
+    name: str
+    points: str
+    first: float
+    last: float
+    steps: int
+
+
+def write_report(run: str, root: Path, out: Path | None = None) -> Path:
+    """Write the report of a run and return its path. Raises UserError where there is no such run."""
+    import jinja2
+
+    steps = steps_of(run, root)
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    )
+    about = [
+        {
+            "name": name,
+            "stage": artifact.manifest["stage"],
+            "counts": counts_text(artifact.manifest["counts"]),
+            "seconds": duration(artifact.manifest["seconds"]),
+            "folder": str(artifact.path),
+            "summary": stage_class(artifact.manifest["stage"]).summary_of(artifact.metrics),
+            "curves": curves(artifact.metrics),
+            "proof": artifact.metrics.get("proof"),
+        }
+        for name, artifact in steps.items()
+    ]
+    path = out or (root / run if (root / run).is_dir() else Path(run)) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    html = page.render(run=Path(run).name, steps=about, cards=gallery(steps))
+    path.write_text(html, encoding="utf-8", errors="replace")
+    return path
+
+
+def curves(metrics: dict[str, Any]) -> list[Curve]:
+    """Every series of a metric that is a list of {step, name: number, ...}."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for value in metrics.values():
+        if isinstance(value, list) and all(isinstance(v, dict) and "step" in v for v in value):
+            for point in value:
+                for name, number in point.items():
+                    if name != "step" and isinstance(number, int | float) and not isinstance(number, bool):
+                        found[name].append((point["step"], number))
+    return [_curve(name, points) for name, points in found.items() if len(points) > 1]
+
+
+def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
+    xs, ys = zip(*points, strict=True)
+    wide, high = (max(xs) - min(xs)) or 1, (max(ys) - min(ys)) or 1
+    placed = " ".join(f"{400 * (x - min(xs)) / wide:.1f},{120 - 120 * (y - min(ys)) / high:.1f}" for x, y in points)
+    return Curve(name, placed, ys[0], ys[-1], int(xs[-1]))
+
+
+def gallery(steps: dict[str, Artifact]) -> list[Card]:
+    """The first questions (by id, so that they do not depend on order) of the last scored stage, and their fate."""
+    scored = [a for a in steps.values() if a.manifest["stage"] == "score"]
+    if not scored:
+        return []
+    chosen, rejected = _fates(steps)
+    cards: dict[str, Card] = {}
+    by_question: dict[str, list[Scored]] = defaultdict(list)
+    for row in rows(scored[-1].path / "scored", Scored):
+        if row.question_id in by_question or len(by_question) < GALLERY:
+            by_question[row.question_id].append(row)
+    for question_id, group in sorted(by_question.items()):
+        first = group[0]
+        card = Card(thumbnail(first.images[0]) if first.images else "", text_of(first.prompt), first.reference)
+        for row in sorted(group, key=lambda r: (-(r.score if r.score is not None else -1.0), r.id)):
+            text = text_of(row.completion)
+            fate = "chosen" if (question_id, text) in chosen else "rejected" if (question_id, text) in rejected else ""
+            card.candidates.append({"text": text, "score": row.score, "sampler": row.sampler, "fate": fate})
+        cards[question_id] = card
+    return list(cards.values())
+
+
+def _fates(steps: dict[str, Artifact]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """(question, text) of what stands as chosen and as rejected in the preference pairs."""
+    chosen, rejected = set(), set()
+    for artifact in steps.values():
+        if artifact.manifest["stage"] == "reject":
+            for pair in rows(artifact.path / "pairs", Pair):
+                chosen.add((pair.question_id, text_of(pair.chosen)))
+                rejected.add((pair.question_id, text_of(pair.rejected)))
+    return chosen, rejected
+
+
+def thumbnail(path: str) -> str:
+    """The image as a small JPEG data URL; empty where it cannot be opened any more."""
+    from align.images import BadImage, open_image
+
+    try:
+        image = open_image(Path(path))
+    except (BadImage, OSError):
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

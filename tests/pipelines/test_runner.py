@@ -1,0 +1,147 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from align.artifact import Artifact, begin, count_rows, rows
+from align.errors import UserError
+from pipelines.pipeline import load_pipeline, single
+from pipelines.runner import Runs, StageFailed, plan_lines, run
+from tests.pipelines.test_pipeline import GOOD, write
+from tests.pipelines.toys import Number
+
+
+class Lines(list[str]):
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+def go(*words: str, root: str = "runs", text: str = GOOD) -> tuple[dict[str, Artifact], Lines]:
+    said = Lines()
+    return run(load_pipeline(write(text), words), Runs(Path(root)), said), said
+
+
+def numbers(artifact: Artifact, port: str) -> list[tuple[str, int]]:
+    return [(r.id, r.value) for r in rows(artifact.path / port, Number)]
+
+
+def worked() -> list[str]:
+    path = Path(os.environ["WORKED"])
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.mark.usefixtures("toys")
+class TestRun:
+    def test_rows_in_are_rows_out_and_dropped_and_a_line_says_so(self) -> None:
+        artifacts, said = go()
+        counts = artifacts["scaled"].manifest["counts"]
+        assert counts["in"] == 10 == sum(counts["out"].values()) + sum(counts["dropped"].values())
+        assert sum(1 for _ in artifacts["scaled"].dropped()) == counts["dropped"]["three"] > 0
+        (line,) = [s for s in said if s.startswith("scaled")]
+        assert "10 in" in line
+        assert f"{counts['dropped']['three']} dropped (three {counts['dropped']['three']})" in line
+        assert "runs/toy/scaled" in line
+        assert count_rows("runs/toy/scaled/even") == counts["out"]["even"]
+        assert said[-1] == "the table"
+
+    def test_the_second_time_everything_is_a_hit(self) -> None:
+        go()
+        before = worked()
+        _, said = go()
+        assert [s.split()[1] for s in said if s != "the table"] == ["hit"] * 3
+        assert worked() == before
+
+    def test_a_change_rebuilds_what_follows_and_says_why(self) -> None:
+        go()
+        lines = plan_lines(load_pipeline(write(GOOD), ("scaled.options.factor=5",)), Runs(Path("runs")))
+        assert lines[0].split() == ["numbers", "hit"]
+        assert lines[1].endswith("will run: options.factor 3 -> 5")
+        assert lines[2].endswith("will run: input is rebuilt; others[1] is rebuilt")
+        _, said = go("scaled.options.factor=5")
+        assert "rebuild scaled: options.factor 3 -> 5" in said
+        assert said[0].startswith("numbers  hit")
+
+    def test_a_hit_elsewhere_in_the_store_is_a_hit(self) -> None:
+        go()
+        go("scaled.options.factor=5")
+        _, said = go()
+        assert all("hit" in s for s in said if s != "the table")
+
+    def test_chatter_goes_to_the_log_not_to_the_terminal(self, capfd: pytest.CaptureFixture[str]) -> None:
+        go()
+        shown = capfd.readouterr()
+        assert "chatter" not in shown.out + shown.err
+        log = Path("runs/toy/logs/numbers.log").read_text()
+        assert "chatter of numbers" in log
+        assert "chatter of a child" in log
+
+    def test_a_store_can_be_moved(self) -> None:
+        go()
+        shutil.move("runs", "moved")
+        _, said = go(root="moved")
+        assert all("hit" in s for s in said if s != "the table")
+
+    def test_a_single_command_gives_the_artifact_of_the_pipeline(self) -> None:
+        artifacts, _ = go()
+        said = Lines()
+        words = ("input=runs/toy/numbers", "options.factor=3")
+        made = run(single("scale", words), Runs(Path("other")), said)["scale"]
+        assert made.path.name == artifacts["scaled"].path.name
+        for port in ("even", "odd"):
+            assert numbers(made, port) == numbers(artifacts["scaled"], port)
+        assert "hit" in run_said(single("scale", words))
+        made = run(single("train", ("input=runs/toy/scaled/even", "others=[runs/toy/numbers, runs/toy/scaled/odd]")),
+                   Runs(Path("other")), said)["train"]  # fmt: skip
+        assert made.path.name == artifacts["trained"].path.name
+
+
+def run_said(pipeline: object) -> str:
+    said = Lines()
+    run(pipeline, Runs(Path("runs")), said)  # type: ignore[arg-type]
+    return " ".join(said)
+
+
+@pytest.mark.usefixtures("toys")
+class TestStops:
+    def test_a_killed_stage_continues_and_gives_the_same_rows(self, tmp_path: Path) -> None:
+        whole, _ = go(root="whole")
+        Path(os.environ["WORKED"]).unlink()
+        write(GOOD)
+        code = (
+            "from pathlib import Path; from pipelines import catalog; from tests.pipelines.toys import TOYS\n"
+            "from pipelines.pipeline import load_pipeline; from pipelines.runner import Runs, Say, run\n"
+            "catalog.STAGES.update(TOYS)\n"
+            "run(load_pipeline(Path('p.yaml'), ('scaled.stop_at=2',)), Runs(Path('killed')), Say())"
+        )
+        root = Path(__file__).parents[2]
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}, check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert len(worked()) == 2
+        artifacts, _ = go(root="killed")
+        assert len(worked()) == 4  # ten rows are four shards: none was done twice
+        for port in ("even", "odd"):
+            assert numbers(artifacts["scaled"], port) == numbers(whole["scaled"], port)
+        assert artifacts["scaled"].manifest["counts"] == whole["scaled"].manifest["counts"]
+        assert not list(Path("killed/store/artifacts").glob("*.partial"))
+
+    def test_a_dead_engine_is_one_line_and_keeps_the_work(self) -> None:
+        with pytest.raises(StageFailed, match=r"^scaled: the server died; what was done is kept.*log: runs/toy/logs"):
+            go("scaled.fail=engine")
+        _, said = go()
+        assert said[0].startswith("numbers  hit")
+
+    def test_a_defect_is_one_line_and_its_traceback_is_in_the_log(self) -> None:
+        with pytest.raises(StageFailed, match=r"^scaled: ZeroDivisionError: a defect; log: "):
+            go("scaled.fail=defect")
+        assert "Traceback" in Path("runs/toy/logs/scaled.log").read_text()
+
+    def test_two_builders_of_one_artifact_are_kept_apart(self) -> None:
+        runs = Runs(Path("runs"))
+        first = begin(runs.store, "numbers", "k" * 64)
+        second = begin(runs.store, "numbers", "k" * 64)
+        with first, pytest.raises(UserError, match="another process"), second:
+            pass
