@@ -1,0 +1,143 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli as module
+from pipelines.cli import cli
+from tests.pipelines.test_pipeline import GOOD, write
+
+HEAVY = {"torch", "transformers", "vllm", "trl", "peft", "datasets", "pyarrow", "PIL"}
+
+
+def call(*words: str) -> int:
+    return module._exit_code(lambda: cli(list(words), standalone_mode=False))
+
+
+@pytest.mark.usefixtures("toys")
+class TestCommands:
+    def test_a_run_and_what_one_sees_of_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        write(GOOD)
+        assert call("validate", "p.yaml") == 0
+        assert "valid, 3 stages: numbers, scaled, trained" in capsys.readouterr().out
+        assert call("plan", "p.yaml") == 0
+        assert capsys.readouterr().out.count("will run: not built yet") == 3
+        assert call("run", "p.yaml") == 0
+        assert call("plan", "p.yaml") == 0
+        assert capsys.readouterr().out.splitlines()[-1].split() == ["trained", "hit"]
+        assert call("show", "toy", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert list(found) == ["numbers", "scaled", "trained"]
+        assert found["numbers"]["counts"] == {"in": 10, "out": {"numbers": 10}, "dropped": {}}
+        assert call("show", "toy/numbers") == 0
+        assert "10 in, 10 out" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["rum", "p.yaml"], "error: 'rum' is no command; did you mean 'run'?"),
+            (["run", "none.yaml"], "error: none.yaml: no such file, and no shipped pipeline of that name"),
+            (["run", "p.yaml", "count"], "error: 'count': expected key=value"),
+            (["run", "p.yaml", "count=x"], "error: p.yaml:5: stages.numbers.n: input should be a valid integer"),
+            (["numbers", "m=3"], "error: vlm-align numbers: m: unknown key; known: file, n, seed"),
+            (
+                ["scale", "input=nowhere"],
+                "error: vlm-align scale: input: no stage above and no artifact folder is called 'nowhere'",
+            ),
+            (["show", "nothing"], "error: nothing: no such run in runs"),
+            (["cp", "configs/none.yaml", "x.yaml"], "error: configs/none.yaml: no such shipped config"),
+            (["cp", "nothing", "x.yaml"], "error: nothing: no such file"),
+        ],
+    )
+    def test_a_mistake_is_one_line_and_exit_2(
+        self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write(GOOD)
+        assert call(*words) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(message)
+        assert len(shown.splitlines()) == 1
+
+    def test_a_stage_that_failed_is_exit_1_and_names_its_log(self, capsys: pytest.CaptureFixture[str]) -> None:
+        write(GOOD)
+        assert call("run", "p.yaml", "scaled.fail=defect") == 1
+        shown = capsys.readouterr().err
+        assert shown == "error: scaled: ZeroDivisionError: a defect; log: runs/toy/logs/scaled.log\n"
+
+    def test_help_of_a_stage_lists_its_keys(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("scale", "--help") == 0
+        shown = capsys.readouterr().out
+        assert "an artifact of Number rows, required" in " ".join(shown.split())
+        assert "seed" in shown
+
+
+def test_every_shipped_config_is_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from align.config import shipped_root
+
+    files = [p for p in shipped_root().rglob("*") if p.suffix in (".yaml", ".jinja")]
+    assert call("ls") == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(listed) == sorted(f"configs/{p.relative_to(shipped_root())}" for p in files)
+    for name in listed:
+        to = tmp_path / name
+        assert call("cp", name, str(to)) == 0
+        assert to.read_bytes() == shipped_root().joinpath(*Path(name).parts[1:]).read_bytes()
+        assert call("cp", name, str(to)) == 2  # nothing is overwritten
+    capsys.readouterr()
+
+
+def test_help_imports_no_heavy_library() -> None:
+    code = (
+        "import sys; from pipelines.cli import cli\n"
+        "try: cli(['--help'], standalone_mode=False)\n"
+        f"finally: print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.usefixtures("toys")
+def test_plan_and_stage_classes_import_no_heavy_library() -> None:
+    code = (
+        "import sys; from pipelines.catalog import STAGES, stage_class\n"
+        "[stage_class(n) for n in STAGES]\n"
+        f"print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_interruption_is_exit_130(tmp_path: Path) -> None:
+    import signal
+
+    write_to = tmp_path / "p.yaml"
+    write_to.write_text("stages:\n  n: {stage: slow}\n")
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom align.stage import Stage\nfrom align.records import Row\n"
+        "class Slow(Stage):\n    NAME='slow'\n    OUTPUTS={'n': Row}\n"
+        "    def run(self, out):\n        open('started','w').close(); time.sleep(60)\n"
+    )
+    code = "from pipelines import catalog, cli; catalog.STAGES['slow']=('slow:Slow','s'); cli.main()"
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "run", "p.yaml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "interrupted; the same command continues"
