@@ -1,0 +1,283 @@
+"""Stage `images`: a folder or a data set into a manifest of usable images.
+
+In: a folder (a stage's or the user's) or a Hugging Face data set, and perhaps a folder of text forms. Out: one
+`ImageRow` an image, its bytes as found in the store's blobs; what is no usable image is set aside with a reason.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from align.artifact import Batch, Out, Store
+from align.errors import UserError, did_you_mean
+from align.images import BadImage, probe
+from align.records import ImageRow, Row, Split, dropped, read_parquet, row_id
+from align.stage import RUNTIME, FolderRef, Metrics, Stage
+
+MIN_SIDE = 8
+"""Pixels below which nothing can be asked about an image (spacers, tracking pixels)."""
+MAX_RATIO = 200
+"""Long side over short side above which image processors refuse an image (Qwen-VL's line)."""
+MAX_BYTES = 256 * 1024 * 1024
+"""Larger files are no single picture and are not read."""
+REASONS = {"missing": "unreadable", "broken": "unreadable", "unidentified": "not an image"}
+SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
+TEXT_SUFFIXES = (".json", ".csv", ".txt", ".md")
+
+
+class Found(Row):
+    """Bytes that may be an image; `id` is their sha256. They are in `data`, or still in the file at `path`."""
+
+    name: str
+    path: str | None = None
+    first: str | None = None  # the name under which the same bytes came before
+    problem: str | None = None  # why they could not be read
+    data: bytes | None = Field(default=None, exclude=True, repr=False)
+
+
+class Images(Stage):
+    """Makes the manifest. One of `source` and `dataset` is given."""
+
+    NAME = "images"
+    OUTPUTS = {"images": ImageRow}
+
+    source: FolderRef | None = None  # a folder of images; with `column`, of a data set's files (parquet, csv, ...)
+    dataset: str | None = None  # a data set on the hub: `org/name` or `org/name@revision`
+    column: str | None = None
+    dataset_split: str = "train"
+    fields: FolderRef | None = None  # text forms: `<same path or stem>.json|csv|txt|md`
+    split: Annotated[float, Field(ge=0, le=1)] | Literal["folders"] = 0.2
+    limit: PositiveInt | None = None  # the first so many files by name, or rows of the data set
+    shard: Annotated[PositiveInt, RUNTIME] = 64
+
+    def check(self) -> None:
+        if (self.source is None) == (self.dataset is None):
+            raise UserError("source, dataset: exactly one of the two is required")
+        if self.dataset is not None and Path(self.dataset).is_dir():
+            raise UserError(f"dataset: {self.dataset!r} is a folder here; give it as `source` together with `column`")
+        if self.dataset is not None and self.column is None:
+            raise UserError("column: required with `dataset`: the name of its image column")
+        if self.column is not None and self.split == "folders":
+            raise UserError("split: a data set has no folders; give the share for evaluation, such as 0.2")
+        for key, folder in (("source", self.source), ("fields", self.fields)):
+            if folder is not None and not Path(folder).is_dir() and not _to_be_made(Path(folder)):
+                raise UserError(f"{key}: {folder!r} is no folder")
+
+    def run(self, out: Out) -> Metrics:
+        for key, folder in (("source", self.source), ("fields", self.fields)):
+            if folder is not None and not Path(folder).is_dir():
+                raise UserError(f"{key}: {folder!r} is no folder")
+        found, total, names = self._open(out.store)
+        texts = TextForms(Path(self.fields), names) if self.fields is not None else None
+        if texts is not None and names and not any(texts.file_of(name) for name in names):
+            raise UserError(f"fields: no file in {self.fields} has the name of an image and ends in .json, .csv, ...")
+
+        def work(chunk: list[Found]) -> Batch[ImageRow]:
+            batch: Batch[ImageRow] = Batch(rows={"images": []})
+            for item in chunk:
+                try:
+                    row = to_row(item, self.split, texts, out.store)
+                except BadFile as bad:
+                    batch.dropped.append(dropped(item, bad.reason, bad.detail))
+                else:
+                    batch.rows["images"].append(row)
+            return batch
+
+        out.map_rows(mark_repeats(found), total, work, {"images": ImageRow}, shard=self.shard, label="images")
+        made = read_parquet(sorted((out.path / "images").glob("part-*.parquet")), ImageRow)
+        return _metrics(made)
+
+    def _open(self, store: Store) -> tuple[Iterator[Found], int, list[str]]:
+        """What there is in a fixed order, how much of it (0 where a data set does not say), the names of files."""
+        if self.column is None and self.source is not None:
+            files = list_files(Path(self.source))[: self.limit]
+            if not files:
+                raise UserError(f"source: there is no file in {self.source}")
+            if self.split == "folders" and not any(_side(name) for name, _ in files):
+                raise UserError(f"split: 'folders' needs the folders `train` and `eval` below {self.source}")
+            found: Iterator[Found] = (_from_file(name, path, store) for name, path in files)
+            return found, len(files), [name for name, _ in files]
+        found, total = from_dataset(self.dataset, self.source, self.column or "", self.dataset_split, self.limit)
+        return found, total, []
+
+
+class BadFile(Exception):
+    """A file that gives no row: the reason that is counted, and a detail."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class TextForms:
+    """Text forms by image: the file of the same relative path, else one at the top that bears the stem, where only
+    one image does. What is not UTF-8 is read as Windows-1252, which OCR tools still write."""
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self._files: dict[str, Path] = {}
+        for suffix in reversed(TEXT_SUFFIXES):  # the first suffix wins
+            for name, path in list_files(folder):
+                if Path(name).suffix.lower() == suffix:
+                    self._files[_bare(name)] = path
+        self._stems = Counter(Path(bare).name for bare in {_bare(name) for name in names})
+
+    def file_of(self, name: str) -> Path | None:
+        """The file for the image of this name, None where there is none."""
+        stem = Path(_bare(name)).name
+        flat = self._files.get(stem) if self._stems[stem] <= 1 else None
+        return self._files.get(_bare(name)) or self._files.get(name) or flat
+
+    def find(self, name: str) -> str | None:
+        """The text for the image of this name, None where there is none."""
+        path = self.file_of(name)
+        return _read_text(path) if path else None
+
+
+def list_files(folder: Path) -> list[tuple[str, Path]]:
+    """(name below the folder, path) of every file, sorted by name; hidden files and folders are passed over."""
+    files = [(p.relative_to(folder), p) for p in folder.rglob("*") if not p.is_dir()]
+    return sorted((n.as_posix(), p) for n, p in files if not any(part.startswith(".") for part in n.parts))
+
+
+def mark_repeats(found: Iterable[Found]) -> Iterator[Found]:
+    """The same, a second copy of the same bytes naming the first. Memory: about 200 bytes an image."""
+    seen: dict[bytes, str] = {}
+    for item in found:
+        if item.problem is not None:
+            yield item
+            continue
+        first = seen.setdefault(bytes.fromhex(item.id), item.name)
+        yield item if first == item.name else item.model_copy(update={"first": first})
+
+
+def to_row(item: Found, split: float | Literal["folders"], texts: TextForms | None, store: Store) -> ImageRow:
+    """The manifest's row of an image, its bytes put into the store. Raises BadFile."""
+    if item.problem is not None:
+        raise BadFile(*item.problem.split(": ", 1))
+    try:
+        data = item.data if item.data is not None else Path(item.path or "").read_bytes()
+        found = probe(data)
+    except OSError as error:
+        raise BadFile("unreadable", str(error)) from None
+    except BadImage as error:
+        raise BadFile(REASONS.get(error.reason, error.reason), error.detail) from None
+    if min(found.width, found.height) < MIN_SIDE:
+        raise BadFile("too small", f"{found.width} x {found.height} pixels; at least {MIN_SIDE} a side")
+    if max(found.width, found.height) > MAX_RATIO * min(found.width, found.height):
+        raise BadFile("too narrow", f"{found.width} x {found.height} pixels; at most {MAX_RATIO}:1")
+    if item.first is not None:
+        raise BadFile("duplicate", f"the same bytes as {item.first}")
+    side = _side(item.name) if split == "folders" else split_of(item.id, split)
+    if side is None:
+        raise BadFile("no split", "neither below `train` nor below `eval`")
+    suffix = SUFFIXES.get(found.format, f".{found.format.lower()}")
+    return ImageRow(
+        id=item.id,
+        images=[str(store.add_blob(data, suffix))],
+        name=item.name,
+        width=found.width,
+        height=found.height,
+        mode=found.mode,
+        format=found.format,
+        split=side,
+        text_form=texts.find(item.name) if texts else None,
+    )
+
+
+def split_of(digest: str, share: float) -> Split:
+    """`eval` for `share` of all images, by a hash of the content: copies fall on the same side, and an image stays
+    where it is whatever is added."""
+    return "eval" if int(row_id("split", digest), 16) < share * 16**16 else "train"
+
+
+def from_dataset(
+    dataset: str | None, folder: str | None, column: str, split: str, limit: int | None
+) -> tuple[Iterator[Found], int]:
+    """Stream a data set from the hub, or from a folder of its files, with the images' bytes as stored in it."""
+    import datasets
+
+    name, _, revision = (folder or dataset or "").partition("@") if folder is None else (folder, "", "")
+    key = "source" if folder is not None else "dataset"
+    try:
+        stream = datasets.load_dataset(name, split=split, streaming=True, revision=revision or None)
+    except Exception as error:
+        raise UserError(f"{key}: {name}: {(str(error).splitlines() or [''])[0]}") from None
+    columns = list(stream.column_names or next(iter(stream), {}))
+    if column not in columns:
+        raise UserError(f"column: {name} has no column {column!r}{did_you_mean(column, columns)}")
+    if isinstance((stream.features or {}).get(column), datasets.Image):
+        stream = stream.cast_column(column, datasets.Image(decode=False))
+    known = stream.info.splits[split].num_examples if split in (stream.info.splits or {}) else None
+    total = min(limit or known, known) if known else limit or 0
+    rows = islice(stream.select_columns([column]), limit)
+    return (from_value(f"{index:08d}", row[column]) for index, row in enumerate(rows)), total
+
+
+def from_value(name: str, value: Any) -> Found:
+    """One cell of an image column: bytes, a path, or a dict of both."""
+    cell = value if isinstance(value, dict) else {"path": value} if isinstance(value, str) else {"bytes": value}
+    data, path = cell.get("bytes"), cell.get("path")
+    try:
+        if data is None and path:
+            import fsspec  # type: ignore[import-untyped]
+
+            with fsspec.open(path, "rb") as file:
+                data = file.read()
+    except Exception as error:
+        return Found(id=row_id(name), name=name, problem=f"unreadable: {error}")
+    if not isinstance(data, bytes):
+        what = "an empty cell" if data is None else f"a {type(data).__name__} instead of an image"
+        return Found(id=row_id(name), name=name, problem=f"unreadable: {what}")
+    return Found(id=hashlib.sha256(data).hexdigest(), name=name, data=data)
+
+
+def _from_file(name: str, path: Path, store: Store) -> Found:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            problem = f"too large: {size} bytes; at most {MAX_BYTES}"
+            return Found(id=row_id(name), name=name, path=str(path), problem=problem)
+        return Found(id=store.digest(path), name=name, path=str(path))
+    except OSError as error:
+        return Found(id=row_id(name), name=name, path=str(path), problem=f"unreadable: {error.strerror}")
+
+
+def _bare(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()
+
+
+def _to_be_made(path: Path) -> bool:
+    """Whether the path is an output that a stage above has yet to make."""
+    return path.parent.parent.name == "artifacts"
+
+
+def _side(name: str) -> Split | None:
+    first, slash, _ = name.partition("/")
+    sides: dict[str, Split] = {"train": "train", "eval": "eval"}
+    return sides.get(first) if slash else None
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _metrics(made: Iterable[ImageRow]) -> Metrics:
+    splits: Counter[str] = Counter(train=0, eval=0)
+    formats: Counter[str] = Counter()
+    with_text = 0
+    for row in made:
+        splits[row.split] += 1
+        formats[row.format] += 1
+        with_text += row.text_form is not None
+    return {"splits": dict(splits), "formats": dict(formats), "text_forms": with_text}
