@@ -5,45 +5,59 @@ the cross-attention; a preset that matches nothing, or anything of the language 
 attaching. Also: continue from an adapter, merge it into the weights, count what trains.
 """
 
+import itertools
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from align.config import Config
 from align.errors import UserError
-from align.families import Part, Parts, parts_of
+from align.families import PARTS, Family, Part, Parts, family_of, parts_of
+from align.models import base_of, is_adapter, is_hub_id, load, locate, read_json, save_processor
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
+TowerWord = Literal["frozen", "lora"]
+ConnectorWord = Literal["frozen", "lora", "full"]
+CrossWord = Literal["frozen", "lora"]
+
 
 class Preset(Config):
     """What trains, in words; the language model never does. `lora` adds a low-rank term to the part's linear layers
     (LoRA, arXiv 2106.09685: W + alpha/rank * B A), `full` trains the connector's own weights."""
 
-    tower: Literal["frozen", "lora"] = "frozen"
-    connector: Literal["frozen", "lora", "full"] = "lora"
-    cross_attention: Literal["frozen", "lora"] | None = None  # None: lora where the model has such layers (Mllama)
+    tower: TowerWord = "frozen"
+    connector: ConnectorWord = "lora"
+    cross_attention: CrossWord | None = None  # None: lora where the model has such layers (Mllama)
     rank: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    def words(self, parts: Parts) -> dict[Part, str]:
-        """What happens to each part of this model. Raises UserError where the preset does not fit the family."""
-        family = parts.family.name
-        cross = self.cross_attention or ("lora" if parts.has_cross_attention else "frozen")
-        if self.cross_attention == "lora" and not parts.has_cross_attention:
-            raise UserError(f"cross_attention: {family} has no cross-attention layers; leave this key out")
+    def words(self, family: Family) -> dict[Part, str]:
+        """What happens to each part of such a model. Raises UserError where the preset does not fit the family."""
+        has_cross = family.cross_attention is not None
+        if self.cross_attention == "lora" and not has_cross:
+            raise UserError(f"cross_attention: {family.name} has no cross-attention layers; leave this key out")
+        cross = (self.cross_attention or "lora") if has_cross else "frozen"
         words: dict[Part, str] = {"tower": self.tower, "connector": self.connector, "cross_attention": cross}
         if all(word == "frozen" for word in words.values()):
             raise UserError("tower, connector, cross_attention: all are frozen, so there is nothing to train")
-        if self.dropout and any(words[part] == "lora" for part in parts.lora_parameters):
-            raise UserError(f"dropout: {family}'s connector is a bare weight, which LoRA adapts without dropout; set 0")
+        if self.dropout and any(words[part] == "lora" for part in family.lora_parameters):
+            raise UserError(f"dropout: {family.name}'s connector is a bare weight, which LoRA adapts without dropout")
         return words
+
+    def pattern(self, parts: Parts) -> str:
+        """What the names of all layers with LoRA match as a whole; empty where there are none."""
+        words = self.words(parts.family)
+        return "|".join(parts.lora[part] for part, word in words.items() if word == "lora" and part in parts.lora)
 
 
 @dataclass(frozen=True)
@@ -53,36 +67,29 @@ class Targets:
     lora: tuple[str, ...]  # linear layers
     lora_parameters: tuple[str, ...]  # weights without a linear layer of their own
     full: tuple[str, ...]  # modules trained whole
-    pattern: str  # matches exactly the names in `lora`
 
 
 def resolve(model: "nn.Module", config: "PretrainedConfig", preset: Preset) -> Targets:
-    """The modules of an unwrapped model that a preset means. Raises UserError for a part that matches no module."""
+    """The modules of an unwrapped model that a preset means. Raises UserError where a part matches no module, or a
+    module of another part."""
     parts = parts_of(config)
     modules = [name for name, _ in model.named_modules()]
     parameters = [name for name, _ in model.named_parameters()]
     lora: list[str] = []
     bare: list[str] = []
     full: list[str] = []
-    patterns: list[str] = []
-    for part, word in preset.words(parts).items():
-        found: list[str] = []
-        if word == "full":
-            found = _matching(parts.full, modules)
-            full += found
-        elif word == "lora":
-            found = _matching(parts.lora.get(part), modules)
-            lora += found
-            patterns += [parts.lora[part]] if found else []
-            weights = _matching(parts.lora_parameters.get(part), parameters)
-            bare += weights
-            found = found + weights
+    for part, word in preset.words(parts.family).items():
+        layers = _matching(parts.lora.get(part), modules) if word == "lora" else []
+        weights = _matching(parts.lora_parameters.get(part), parameters) if word == "lora" else []
+        whole = _matching(parts.full, modules) if word == "full" else []
+        found = layers + weights + whole
         if word != "frozen" and not found:
             raise UserError(f"{part}: {word}: no layer of this {parts.family.name} model matches")
         wrong = [name for name in found if parts.of(name) != part]
         if wrong:
             raise UserError(f"{part}: {word} would touch {wrong[0]}, which is {parts.of(wrong[0])}")
-    return Targets(tuple(lora), tuple(bare), tuple(full), "|".join(patterns))
+        lora, bare, full = lora + layers, bare + weights, full + whole
+    return Targets(tuple(lora), tuple(bare), tuple(full))
 
 
 def _matching(pattern: str | None, names: list[str]) -> list[str]:
@@ -91,7 +98,8 @@ def _matching(pattern: str | None, names: list[str]) -> list[str]:
 
 def attach(model: "PreTrainedModel", preset: Preset, seed: int) -> "PeftModel":
     """Put a fresh adapter on a base model (in place). Adapter weights are float32 whatever the base's dtype, and the
-    same for the same seed; run a half-precision base under autocast. Raises UserError: see `resolve`, `verify`."""
+    same for the same seed on every device; run a half-precision base under autocast. Raises UserError: see `resolve`
+    and `verify`."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -100,19 +108,23 @@ def attach(model: "PreTrainedModel", preset: Preset, seed: int) -> "PeftModel":
         r=preset.rank,
         lora_alpha=preset.alpha,
         lora_dropout=preset.dropout,
-        target_modules=targets.pattern or [],
+        target_modules=preset.pattern(parts_of(model.config)) or [],
         target_parameters=list(targets.lora_parameters) or None,
         modules_to_save=list(targets.full) or None,
     )
     model.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws on the CPU, then moves
+        torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    _in_float32(adapted)
     verify(adapted)
     return adapted
+
+
+def _in_float32(model: "PeftModel") -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 _WRAPPER = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+|lora_[AB]\.[^.]+)(?=\.)")
@@ -127,31 +139,162 @@ def plain_name(name: str) -> str:
 def verify(model: "PeftModel") -> None:
     """Every trainable parameter lies in tower, connector or cross-attention, and there is one. Raises UserError."""
     parts = parts_of(model.config)
-    trainable = [plain_name(name) for name, p in model.named_parameters() if p.requires_grad]
-    if not trainable:
+    names = [plain_name(name) for name, p in model.named_parameters() if p.requires_grad]
+    if not names:
         raise UserError("the adapter has no trainable parameter")
-    touched = [name for name in trainable if parts.of(name) == "language"]
+    touched = [name for name in names if parts.of(name) == "language"]
     if touched:
         raise UserError(f"the adapter would train the language model: {len(touched)} parameters, first {touched[0]}")
 
 
 def resume(model: "PeftModel") -> "PeftModel":
-    """Make a loaded adapter trainable again (in place), float32. Raises UserError where it touches language."""
+    """Make a loaded adapter trainable again (in place), in float32. Raises UserError where it touches language."""
     model.set_adapter(model.active_adapter)
     model.peft_config[model.active_adapter].inference_mode = False
+    _in_float32(model)
     verify(model)
     return model
+
+
+def preset_of(adapter: Mapping[str, Any], parts: Parts) -> Preset | None:
+    """The preset that an `adapter_config.json` was made by, None where no preset makes such an adapter."""
+    saved = adapter.get("modules_to_save") or []
+    full = bool(saved) and all(re.fullmatch(parts.full, name) for name in saved)
+    bare = set(adapter.get("target_parameters") or [])
+    crosses: tuple[CrossWord | None, ...] = (None,) if parts.family.cross_attention is None else get_args(CrossWord)
+    for tower, connector, cross in itertools.product(get_args(TowerWord), get_args(ConnectorWord), crosses):
+        preset = Preset(
+            tower=tower, connector=connector, cross_attention=cross,
+            rank=adapter["r"], alpha=adapter["lora_alpha"], dropout=adapter["lora_dropout"],
+        )  # fmt: skip
+        try:
+            pattern = preset.pattern(parts)
+        except UserError:
+            continue
+        wants_bare = connector == "lora" and "connector" in parts.lora_parameters
+        same_bare = bool(bare) == wants_bare and all(re.fullmatch(parts.lora_parameters["connector"], b) for b in bare)
+        if pattern == (adapter.get("target_modules") or "") and full == (connector == "full") and same_bare:
+            return preset
+    return None
+
+
+def check_preset(name: str, preset: Preset | None) -> None:
+    """Find what is wrong with training `name` by `preset` without loading it: a part that the family lacks, or, for
+    an adapter folder, a preset that is not the adapter's own. Call after `check_model`; a hub id that is not in the
+    local cache is not looked at. Raises UserError."""
+    folder = _known_folder(name)
+    if folder is None:
+        return
+    base = _known_folder(base_of(folder)) if is_adapter(folder) else folder
+    if base is None:
+        return
+    config = read_json(base / "config.json")
+    if not is_adapter(folder):
+        (preset or Preset()).words(family_of(config))
+        return
+    if preset is None:
+        return
+    parts = parts_of(config)
+    preset.words(parts.family)
+    own = preset_of(read_json(folder / "adapter_config.json"), parts)
+    if own is None:
+        raise UserError(f"{name}: no preset makes such an adapter; to train it as it is, leave the preset out")
+    given = preset.model_dump() | {"cross_attention": preset.words(parts.family)["cross_attention"]}
+    kept = own.model_dump() | {"cross_attention": own.words(parts.family)["cross_attention"]}
+    differing = [f"{key} is {value} there and {given[key]} here" for key, value in kept.items() if value != given[key]]
+    if differing:
+        raise UserError(f"{name} is an adapter that is trained further as it is: {', '.join(differing)}")
+
+
+def _known_folder(name: str) -> Path | None:
+    if not is_hub_id(name):
+        return locate(name).folder
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _, revision = name.partition("@")
+    cached = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def trainable(
     name: str, preset: Preset | None, dtype: str, device: str, seed: int
 ) -> "tuple[PeftModel, ProcessorMixin]":
-    """A model to train: a fresh adapter on a base model, or an adapter folder continued. Raises UserError."""
+    """A model to train and its processor: a fresh adapter on a base model (None: the default preset), or the adapter
+    in a folder, continued as it is; a preset given beside one has to be its own. Raises UserError."""
     from peft import PeftModel
 
-    from align.models import load
-
+    check_preset(name, preset)
     model, processor = load(name, dtype, device)
     if isinstance(model, PeftModel):
         return resume(model), processor
     return attach(model, preset or Preset(), seed), processor
+
+
+def merge(model: "PeftModel") -> "PreTrainedModel":
+    """Add the adapter into the weights it adapts (the model is consumed). The sum is taken in float32 and rounded
+    once to the base's dtype; every other weight stays as it is, to the bit."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    dtype = model.get_base_model().dtype
+    for module in list(model.modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.get_base_layer().float()
+    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return merged
+
+
+def save_merged(folder: str, out: Path) -> None:
+    """Merge an adapter folder into its base and write a whole model folder with its processor, in the dtype in which
+    the base is stored. Raises UserError where `folder` holds no adapter."""
+    import torch
+
+    located = locate(folder)
+    if not is_adapter(located.folder):
+        raise UserError(f"{folder}: no adapter_config.json, so there is no adapter to merge")
+    stored = read_json(locate(base_of(located.folder)).folder / "config.json")
+    dtype = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UserError(f"{folder}: its base is stored as {dtype!r}, which cannot be merged into")
+    model, processor = load(folder, dtype, "cpu")
+    merge(model).save_pretrained(out)
+    save_processor(processor, out)
+
+
+def trainable_report(model: "PeftModel") -> dict[str, Any]:
+    """What trains and what does not, in numbers of parameters, by part, with the names of the adapted modules. A
+    module trained whole counts as trainable alone, not once more as the frozen original that PEFT keeps."""
+    parts = parts_of(model.config)
+    counts: dict[str, Counter[Part]] = {"trainable": Counter(), "frozen": Counter()}
+    modules: dict[str, None] = {}
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
+        plain = plain_name(name)
+        counts["trainable" if parameter.requires_grad else "frozen"][parts.of(plain)] += parameter.numel()
+        if parameter.requires_grad:
+            modules[plain.rpartition(".")[0]] = None
+    return {
+        "family": parts.family.name,
+        "trainable": counts["trainable"].total(),
+        "frozen": counts["frozen"].total(),
+        "parts": {part: {kind: count[part] for kind, count in counts.items()} for part in PARTS if part in parts.names},
+        "modules": list(modules),
+    }
+
+
+def describe(model: "PretrainedConfig | str", preset: Preset | None = None) -> dict[str, Any]:
+    """`trainable_report` without any weight: the model is built from its config alone, on the meta device. `model` is
+    a config, a `config.json`, a folder with one, or a hub id. Raises UserError."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    if isinstance(model, str):
+        path = Path(model) if Path(model).is_file() else locate(model, weights=False).folder / "config.json"
+        family_of(read_json(path))
+        model = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    family_of(model)
+    with torch.device("meta"):
+        empty = AutoModelForImageTextToText.from_config(model)
+        return trainable_report(attach(empty, preset or Preset(), seed=0))

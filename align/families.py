@@ -63,10 +63,6 @@ class Parts:
             raise KeyError(f"{self.family.name}: {name} is in {len(found)} parts {found}")
         return found[0]
 
-    @property
-    def has_cross_attention(self) -> bool:
-        return "cross_attention" in self.names
-
 
 # CLIP and SigLIP name their layers alike; Pixtral (some LLaVA checkpoints) has names of its own. SigLIP's pooling
 # head is left out: these models never call it.
@@ -203,15 +199,16 @@ def family_of(config: "PretrainedConfig | Mapping[str, Any]") -> Family:
     return _BY_TYPE[model_type]
 
 
-def parts_of(config: "PretrainedConfig") -> Parts:
-    """The family's patterns for this config. Raises UserError for an unknown family, or for an Mllama config without
-    cross-attention layers."""
+def parts_of(config: "PretrainedConfig | Mapping[str, Any]") -> Parts:
+    """The family's patterns for a config, or for a `config.json` read as a mapping. Raises UserError for an unknown
+    family, or for an Mllama config that names no cross-attention layers."""
     family = family_of(config)
     names: dict[Part, str] = {"tower": family.tower, "connector": family.connector, "language": family.language}
     layers = "@"
     if family.cross_attention is not None:
         names["cross_attention"] = family.cross_attention
-        indices = config.text_config.cross_attention_layers
+        text = config.get("text_config", {}) if isinstance(config, Mapping) else config.text_config.to_dict()
+        indices = text.get("cross_attention_layers")
         if not indices:
             raise UserError(f"{family.name}: text_config.cross_attention_layers is empty: there is no adapter to train")
         layers = f"({'|'.join(str(i) for i in sorted(indices))})"

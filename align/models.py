@@ -8,6 +8,7 @@ the local cache and from there on everything is a folder.
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_PROCESSOR_FILES = {
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json",
+    "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "chat_template.json", "tekken.json",
+}  # fmt: skip
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -224,13 +230,61 @@ def _load_whole(located: Located, dtype: str, device: str) -> "PreTrainedModel":
 
 
 def load_processor(folder: Path) -> "ProcessorMixin":
-    """The processor of a model folder, with PIL image processing on every machine. Raises UserError."""
-    from transformers import AutoProcessor
+    """The processor of a model folder. Images go through PIL on every machine, torchvision or not, so that the same
+    image gives the same pixels. Raises UserError."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils import is_torchvision_available
 
     try:
-        return AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        kind = AutoProcessor
+        if (folder / "config.json").is_file() and not is_torchvision_available():
+            own = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(str(folder), trust_remote_code=False))]
+            kind = _images_only(own) if "video_processor" in own.get_attributes() else kind
+        processor = kind.from_pretrained(str(folder), trust_remote_code=False)
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            str(folder), backend="pil", trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UserError(f"{folder}: the processor cannot be loaded: {_first_line(error)}") from None
+    processor._loaded_from = folder
+    return processor
+
+
+def _images_only(kind: "type[ProcessorMixin]") -> "type[ProcessorMixin]":
+    """The class without its video processor, which needs torchvision even where no video is ever seen."""
+    from transformers import ProcessorMixin
+
+    position = kind.get_attributes().index("video_processor")
+
+    class ImagesOnly(kind):  # type: ignore[misc]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != "video_processor"]
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
+            found = super()._get_arguments_from_pretrained(*args, **kwargs)
+            return [*found[:position], None, *found[position:]]
+
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+            return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
+
+    ImagesOnly.__name__ = kind.__name__  # what is written as processor_class
+    return ImagesOnly
+
+
+def save_processor(processor: "ProcessorMixin", out: Path) -> None:
+    """Write the processor beside a model. One that was loaded is copied file by file, so that it stays what the
+    model's authors published, video settings included."""
+    source = getattr(processor, "_loaded_from", None)
+    if source is None:
+        processor.save_pretrained(out)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name in _PROCESSOR_FILES or path.suffix == ".jinja":
+            shutil.copyfile(path, out / path.name)
 
 
 def resolve_device(device: str) -> "torch.device":
