@@ -1,0 +1,280 @@
+"""Rejection sampling: of many scored answers to a question the best ones to imitate, and pairs to prefer by.
+
+In: scored candidates. Out: `best`, prompt-completion rows for SFT, and `pairs`, chosen and rejected rows for DPO. The
+unit is the question: questions in = questions that gave a best answer or a pair + questions set aside with a reason.
+Ties are broken by id, so the order of the rows changes nothing.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from align.artifact import Out, count_rows, rows
+from align.errors import UserError, did_you_mean
+from align.metrics import collapse
+from align.progress import progress
+from align.records import QA, Dropped, Message, Pair, Scored, Split, row_id, text_of
+from align.stage import Metrics, PortType, Ref, Stage
+
+_EQUAL = 1e-9  # scores nearer than this are equal
+
+
+@dataclass(slots=True)
+class Drawn:
+    """One answer to a question."""
+
+    id: str
+    text: str
+    score: float
+    sampler: str
+    temperature: float
+    finish: str
+
+
+@dataclass(slots=True)
+class Question:
+    """A question with its answers, best first."""
+
+    id: str
+    images: list[str]
+    prompt: list[Message]
+    image_id: str
+    kind: str
+    split: Split
+    drawn: list[Drawn] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Picked:
+    """What a question gave; a reason for each of the two that it did not give."""
+
+    best: list[Drawn] = field(default_factory=list)
+    pairs: list[tuple[Drawn, Drawn]] = field(default_factory=list)
+    no_best: str = ""
+    no_pair: str = ""
+
+
+class Reject(Stage):
+    """Keep the best answers, and pairs of a better and a worse one."""
+
+    NAME: ClassVar[str] = "reject"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"best": QA, "pairs": Pair}
+
+    input: Annotated[str, Ref(Scored)]
+    keep: int = Field(1, ge=1)  # best answers of different text a question
+    min_score: float = 0.5  # an answer below it is never kept and never chosen
+    margin: float = Field(0.0, ge=0)  # by which chosen must beat rejected; equal scores never make a pair
+    max_pairs: int = Field(1, ge=0)  # a question
+    max_pairs_per_image: int | None = Field(None, ge=1)
+    rejected_from: list[str] | None = None  # samplers whose answers may be rejected ones: the policy's, to be on-policy
+    pass_score: float = 0.5  # an answer is right from here on, for the two shares below
+    min_pass: float = Field(0.0, ge=0, le=1)  # questions with a smaller share of right answers are set aside
+    max_pass: float = Field(1.0, ge=0, le=1)  # and those with a larger one
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Reject":
+        if self.max_pass < self.min_pass:
+            raise ValueError(f"max_pass ({self.max_pass}) is less than min_pass ({self.min_pass})")
+        return self
+
+    def run(self, out: Out) -> Metrics:
+        """Pick for every question, then write all of it."""
+        candidates = count_rows(self.input)
+        with progress(candidates, "candidates") as bar:
+            questions = gather(_ticking(rows(self.input, Scored), bar.update))
+        known = {d.sampler for q in questions for d in q.drawn}
+        for name in self.rejected_from or []:
+            if known and name not in known:
+                raise UserError(f"rejected_from: no candidate is from {name!r}{did_you_mean(name, known)}")
+        out.rows_in = len(questions)
+        picked = {q.id: pick(q, self) for q in questions}
+        cap_pairs(questions, picked, self.max_pairs_per_image)
+        out.write("best", QA, (row for q in questions for row in best_rows(q, picked[q.id])))
+        out.write("pairs", Pair, (row for q in questions for row in pair_rows(q, picked[q.id])))
+        out.drop(set_aside(q, picked[q.id]) for q in questions if not _used(picked[q.id]))
+        return summary(questions, picked, candidates, self.pass_score)
+
+
+def _ticking(found: Iterable[Scored], tick: Callable[[], object]) -> Iterator[Scored]:
+    for row in found:
+        yield row
+        tick()
+
+
+def gather(scored: Iterable[Scored]) -> list[Question]:
+    """Questions by id, each with its answers by score, then id. The answers of a question need not stand together;
+    one without a score is passed over."""
+    questions: dict[str, Question] = {}
+    for row in scored:
+        question = questions.get(row.question_id)
+        if question is None:
+            question = Question(row.question_id, row.images, row.prompt, row.image_id, row.kind, row.split)
+            questions[row.question_id] = question
+        if row.score is not None:
+            text = text_of(row.completion)
+            question.drawn.append(Drawn(row.id, text, row.score, row.sampler, row.temperature, row.finish))
+    for question in questions.values():
+        question.drawn.sort(key=lambda d: (-d.score, d.id))
+    return [questions[i] for i in sorted(questions)]
+
+
+def pick(question: Question, config: Reject) -> Picked:
+    """The best answers and the pairs of one question."""
+    reason = _unfit(question, config)
+    if reason:
+        return Picked(no_best=reason, no_pair=reason)
+    score = {text: d.score for text, d in _distinct(question.drawn).items()}  # a text is worth its best copy
+    # An answer that was cut off is no example of how to answer; it may be rejected.
+    whole = _distinct(d for d in question.drawn if d.finish != "length").values()
+    good = [d for d in whole if d.score >= config.min_score - _EQUAL]
+    if not good:
+        return Picked(no_best="no good answer", no_pair="no good answer")
+    allowed = (d for d in question.drawn if config.rejected_from is None or d.sampler in config.rejected_from)
+    worse = [replace(d, score=score[text]) for text, d in _distinct(allowed).items()]
+    pairs = _pairs(good, worse, config)
+    return Picked(good[: config.keep], pairs, no_pair="" if pairs else "no pair")
+
+
+def _distinct(drawn: Iterable[Drawn]) -> dict[str, Drawn]:
+    """The first of equal texts (white space aside) by text, in the same order; an empty text is no answer."""
+    found: dict[str, Drawn] = {}
+    for d in drawn:
+        found.setdefault(collapse(d.text), d)
+    found.pop("", None)
+    return found
+
+
+def _unfit(question: Question, config: Reject) -> str:
+    if question.split != "train":
+        return "eval split"  # never trained on
+    if not question.drawn:
+        return "no score"
+    share = pass_share(question, config.pass_score)
+    if share < config.min_pass - _EQUAL:
+        return "too seldom right"
+    return "too often right" if share > config.max_pass + _EQUAL else ""
+
+
+def pass_share(question: Question, pass_score: float) -> float:
+    """The share of a question's answers that are right."""
+    return sum(d.score >= pass_score - _EQUAL for d in question.drawn) / len(question.drawn)
+
+
+def _pairs(good: list[Drawn], worse: list[Drawn], config: Reject) -> list[tuple[Drawn, Drawn]]:
+    """From the worst answer upward, each rejected once; the good ones take turns, best first."""
+    found: list[tuple[Drawn, Drawn]] = []
+    for rejected in sorted(worse, key=lambda d: (d.score, d.id)):
+        if len(found) >= config.max_pairs:
+            break
+        turn = len(found) % len(good)
+        for chosen in good[turn:] + good[:turn]:
+            difference = chosen.score - rejected.score
+            same = collapse(chosen.text) == collapse(rejected.text)
+            if not same and difference > _EQUAL and difference >= config.margin - _EQUAL:
+                found.append((chosen, rejected))
+                break
+    return found
+
+
+def cap_pairs(questions: list[Question], picked: dict[str, Picked], most: int | None) -> None:
+    """Leave at most `most` pairs an image: first every question's first pair, those of the largest margin first."""
+    if most is None:
+        return
+    of_image: defaultdict[str, list[tuple[int, float, str, int]]] = defaultdict(list)
+    for question in questions:
+        for i, (chosen, rejected) in enumerate(picked[question.id].pairs):
+            of_image[question.image_id].append((i, rejected.score - chosen.score, question.id, i))
+    for ranked in of_image.values():
+        left: defaultdict[str, list[int]] = defaultdict(list)
+        for _, _, question_id, i in sorted(ranked)[:most]:
+            left[question_id].append(i)
+        for question_id in {r[2] for r in ranked}:
+            found = picked[question_id]
+            found.pairs = [found.pairs[i] for i in sorted(left[question_id])]
+            found.no_pair = "" if found.pairs else "enough pairs of the image"
+
+
+def best_rows(question: Question, picked: Picked) -> Iterator[QA]:
+    """A question's best answers as SFT rows, under the question's own prompt."""
+    for drawn in picked.best:
+        yield QA(
+            id=drawn.id,
+            images=question.images,
+            prompt=question.prompt,
+            completion=[Message(role="assistant", content=drawn.text)],
+            image_id=question.image_id,
+            kind=question.kind,
+            split=question.split,
+            source=f"best of {len(question.drawn)}: {drawn.sampler}, temperature {drawn.temperature:g}",
+        )
+
+
+def pair_rows(question: Question, picked: Picked) -> Iterator[Pair]:
+    """A question's pairs as DPO rows."""
+    for chosen, rejected in picked.pairs:
+        yield Pair(
+            id=row_id("pair", chosen.id, rejected.id),
+            images=question.images,
+            prompt=question.prompt,
+            chosen=[Message(role="assistant", content=chosen.text)],
+            rejected=[Message(role="assistant", content=rejected.text)],
+            question_id=question.id,
+            image_id=question.image_id,
+            kind=question.kind,
+            chosen_score=chosen.score,
+            rejected_score=rejected.score,
+        )
+
+
+def _used(picked: Picked) -> bool:
+    return bool(picked.best or picked.pairs)
+
+
+def set_aside(question: Question, picked: Picked) -> Dropped:
+    """A question that gave nothing, with its best answers for whoever looks why."""
+    best = question.drawn[0] if question.drawn else None
+    detail = f"best of {len(question.drawn)} has {best.score:.4g}" if best else "no candidate has a score"
+    if best and picked.no_best == "no good answer" and any(d.finish == "length" for d in question.drawn):
+        detail += f"; {sum(d.finish == 'length' for d in question.drawn)} were cut off at max_tokens"
+    row = {
+        "question": text_of(question.prompt),
+        "images": question.images,
+        "kind": question.kind,
+        "answers": [asdict(d) for d in question.drawn[:4]],
+    }
+    return Dropped(id=question.id, reason=picked.no_best, detail=detail, row=json.dumps(row, ensure_ascii=False))
+
+
+def summary(questions: list[Question], picked: dict[str, Picked], candidates: int, pass_score: float) -> Metrics:
+    """How many questions gave what and why not, what picking won, and whether it merely picked by length."""
+    rated = [q for q in questions if q.drawn]
+    pairs = [pair for found in picked.values() for pair in found.pairs]
+    best = [d for found in picked.values() for d in found.best]
+    return {
+        "unit": "questions",
+        "questions": len(questions),
+        "candidates": candidates,
+        "with_best": sum(bool(found.best) for found in picked.values()),
+        "with_pairs": sum(bool(found.pairs) for found in picked.values()),
+        "no_best": dict(Counter(found.no_best for found in picked.values() if found.no_best)),
+        "no_pair": dict(Counter(found.no_pair for found in picked.values() if found.no_pair)),
+        "pass_rate": _mean(pass_share(q, pass_score) for q in rated),
+        "pass_at_n": _mean(float(pass_share(q, pass_score) > 0) for q in rated),
+        "mean_score": _mean(d.score for q in rated for d in q.drawn),
+        "best_score": _mean(d.score for d in best),
+        "mean_margin": _mean(c.score - r.score for c, r in pairs),
+        "chosen_words": _mean(len(c.text.split()) for c, _ in pairs),
+        "rejected_words": _mean(len(r.text.split()) for _, r in pairs),
+        "best_from": dict(Counter(d.sampler for d in best)),
+        "chosen_from": dict(Counter(c.sampler for c, _ in pairs)),
+        "rejected_from": dict(Counter(r.sampler for _, r in pairs)),
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None

@@ -1,0 +1,195 @@
+"""Rejection sampling on small sets worked by hand, and its promises on random ones."""
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from align.artifact import Out, Store, begin, rows
+from align.errors import UserError
+from align.records import QA, Dropped, Message, Pair, Scored, text_of
+from align.reject import Reject, gather, pick
+
+
+def scored(
+    question: str, text: str, score: float | None, *, sampler: str = "student", image: str = "i0", **more: Any
+) -> Scored:
+    number = more.pop("number", f"{question}-{text}-{sampler}")
+    values: dict[str, Any] = {
+        "id": number,
+        "images": [f"/elsewhere/{image}.png"],
+        "prompt": [Message(role="user", content=f"{question}?")],
+        "completion": [Message(role="assistant", content=text)],
+        "question_id": question,
+        "image_id": image,
+        "kind": "read",
+        "split": "train",
+        "reference": None,
+        "sampler": sampler,
+        "temperature": 0.7,
+        "system": "",
+        "seed": 0,
+        "finish": "stop",
+        "score": score,
+        "parts": {},
+    }
+    return Scored(**{**values, **more})
+
+
+def picked(found: list[Scored], **config: Any) -> tuple[list[str], list[tuple[str, str]], str, str]:
+    """The texts of best and pairs of the one question in `found`, and the two reasons."""
+    (question,) = gather(found)
+    result = pick(question, Reject(input="x", **config))
+    return [d.text for d in result.best], [(c.text, r.text) for c, r in result.pairs], result.no_best, result.no_pair
+
+
+def test_the_best_and_the_worst() -> None:
+    found = [scored("q", "c", 0.6), scored("q", "a", 1.0), scored("q", "d", 0.1), scored("q", "b", 0.8)]
+    assert picked(found) == (["a"], [("a", "d")], "", "")
+    assert picked(found, keep=5)[0] == ["a", "b", "c"]  # d is below min_score
+    # Worst first, each rejected once, the good ones take turns; a against nothing worse than itself ends it.
+    assert picked(found, max_pairs=9)[1] == [("a", "d"), ("b", "c"), ("a", "b")]
+    assert picked(found, max_pairs=9, margin=0.4)[1] == [("a", "d"), ("a", "c")]
+
+
+def test_margin_survives_floating_point() -> None:
+    found = [scored("q", "a", 1.0), scored("q", "b", 0.9)]
+    assert 1.0 - 0.9 < 0.1
+    assert picked(found, margin=0.1)[1] == [("a", "b")]
+
+
+def test_equal_texts_and_equal_scores_make_no_pair() -> None:
+    assert picked([scored("q", "a", 1.0), scored("q", "b", 1.0)]) == (["a"], [], "", "no pair")
+    # A noisy judge gave one text two scores: the text is worth the better one.
+    twice = [scored("q", "a", 1.0, number="1"), scored("q", " a\n", 0.1, number="2")]
+    assert picked(twice, keep=2) == (["a"], [], "", "no pair")
+    from_others = [scored("q", "a", 1.0, sampler="teacher"), scored("q", "a", 0.2), scored("q", "b", 0.9)]
+    assert picked(from_others, rejected_from=["student"])[1] == [("a", "b")]
+
+
+def test_rejected_answers_come_from_the_policy() -> None:
+    found = [
+        scored("q", "a", 1.0, sampler="teacher"),
+        scored("q", "b", 0.0, sampler="teacher"),
+        scored("q", "c", 0.3),
+        scored("q", "b", 0.0),
+    ]
+    assert picked(found, rejected_from=["student"], max_pairs=9)[1] == [("a", "b"), ("a", "c")]
+    assert picked(found[:2], rejected_from=["student"])[1] == []
+
+
+def test_cut_off_and_empty_answers_are_never_examples() -> None:
+    cut = [scored("q", "a", 1.0, finish="length"), scored("q", "b", 0.6), scored("q", " ", 0.9)]
+    assert picked(cut, keep=3)[0] == ["b"]
+    assert picked([scored("q", "b", 0.9), scored("q", "loop loop", 0.2, finish="length")])[1] == [("b", "loop loop")]
+    assert picked([scored("q", "b", 0.9), scored("q", "", 0.2)])[1] == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "config", "reason"),
+    [
+        ([0.1, 0.2], {}, "no good answer"),
+        ([1.0, 0.0, 0.0, 0.0], {"min_pass": 0.5}, "too seldom right"),
+        ([1.0, 0.0], {"min_pass": 0.5}, ""),
+        ([1.0, 0.9], {"max_pass": 0.9}, "too often right"),
+        ([1.0, 0.9], {"max_pass": 0.9, "pass_score": 0.95}, ""),
+        ([None, None], {}, "no score"),
+    ],
+)
+def test_questions_set_aside(scores: list[float | None], config: dict[str, Any], reason: str) -> None:
+    found = [scored("q", f"t{i}", s) for i, s in enumerate(scores)]
+    best, _, no_best, _ = picked(found, **config)
+    assert (no_best, bool(best)) == (reason, not reason)
+
+
+def test_questions_of_the_evaluation_split_are_never_trained_on() -> None:
+    found = [scored("q", "a", 1.0, split="eval"), scored("q", "b", 0.0, split="eval")]
+    assert picked(found) == ([], [], "eval split", "eval split")
+
+
+def run(tmp_path: Path, found: list[Scored], **config: Any) -> tuple[list[QA], list[Pair], list[Dropped], Out, Any]:
+    store = Store(tmp_path / "store")
+    with begin(store, "score", "0" * 64) as source:
+        source.write("scored", Scored, found)
+    with begin(store, "reject", "1" * 64) as out:
+        metrics = Reject(input=str(source.path / "scored"), **config).run(out)
+    best, pairs = list(rows(out.path / "best", QA)), list(rows(out.path / "pairs", Pair))
+    return best, pairs, list(rows(out.path / "dropped", Dropped)), out, metrics
+
+
+def many(seed: int) -> list[Scored]:
+    rng = random.Random(seed)
+    return [
+        scored(
+            f"q{q}", f"answer {rng.randint(0, 5)}", rng.choice([0, 0.25, 0.5, 0.75, 1, None]), number=f"{q}-{i}",
+            image=f"i{q % 5}", sampler=rng.choice(["teacher", "student"]), finish=rng.choice(["stop", "length"]),
+        )
+        for q in range(40) for i in range(rng.randint(1, 8))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_promises(tmp_path: Path, seed: int) -> None:
+    found = many(seed)
+    best, pairs, aside, out, metrics = run(
+        tmp_path, found, keep=2, max_pairs=3, margin=0.25, max_pairs_per_image=4, rejected_from=["student"]
+    )
+    assert best
+    assert pairs
+    assert aside
+    for pair in pairs:
+        assert text_of(pair.chosen) != text_of(pair.rejected)
+        assert pair.chosen_score - pair.rejected_score >= 0.25
+        assert pair.chosen_score >= 0.5
+    assert max(Counter(p.question_id for p in pairs).values()) <= 3
+    assert max(Counter(p.image_id for p in pairs).values()) == 4
+    assert len({p.id for p in pairs}) == len(pairs)
+    by_id = {r.id: r for r in found}
+    question_of = {b.id: by_id[b.id].question_id for b in best}
+    assert all(by_id[b.id].completion == b.completion and by_id[b.id].prompt == b.prompt for b in best)
+    assert max(Counter(question_of.values()).values()) == 2
+    assert len({(question_of[b.id], text_of(b.completion)) for b in best}) == len(best)
+    # Every question is used or set aside, none twice.
+    used = set(question_of.values()) | {p.question_id for p in pairs}
+    assert used | {d.id for d in aside} == {r.question_id for r in found}
+    assert len(used) + len(aside) == out.rows_in == metrics["questions"] == 40
+    assert metrics["with_best"] + sum(metrics["no_best"].values()) == 40
+    assert metrics["with_pairs"] + sum(metrics["no_pair"].values()) == 40
+    assert out.counts()["dropped"] == dict(Counter(d.reason for d in aside))
+
+
+def test_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    found = many(7)
+    first = run(tmp_path / "a", found, max_pairs=2, max_pairs_per_image=3)
+    random.Random(0).shuffle(found)
+    second = run(tmp_path / "b", found, max_pairs=2, max_pairs_per_image=3)
+    assert first[:3] == second[:3]
+
+
+def test_each_question_of_an_image_gets_its_first_pair_before_another_its_second(tmp_path: Path) -> None:
+    found = [scored("q1", t, s) for t, s in [("a", 1.0), ("b", 0.0), ("c", 0.1)]]
+    found += [scored("q2", t, s) for t, s in [("a", 0.6), ("b", 0.5)]]
+    _, pairs, _, _, metrics = run(tmp_path, found, max_pairs=2, max_pairs_per_image=2)
+    assert sorted(p.question_id for p in pairs) == ["q1", "q2"]
+    _, pairs, _, _, metrics = run(tmp_path / "one", found, max_pairs=2, max_pairs_per_image=1)
+    assert [p.question_id for p in pairs] == ["q1"]
+    assert metrics["no_pair"] == {"enough pairs of the image": 1}
+
+
+def test_an_unknown_sampler_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no candidate is from 'studnet'; did you mean 'student'"):
+        run(tmp_path, [scored("q", "a", 1.0)], rejected_from=["studnet"])
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    best, pairs, aside, out, metrics = run(tmp_path, [])
+    assert (best, pairs, aside, out.rows_in) == ([], [], [], 0)
+    assert metrics["pass_rate"] is None
+
+
+def test_contradictory_shares_are_refused() -> None:
+    with pytest.raises(ValidationError, match="max_pass"):
+        Reject(input="x", min_pass=0.9, max_pass=0.1)
