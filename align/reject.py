@@ -165,7 +165,8 @@ def pass_share(question: Question, pass_score: float) -> float:
 
 
 def _pairs(good: list[Drawn], worse: list[Drawn], config: Reject) -> list[tuple[Drawn, Drawn]]:
-    """From the worst answer upward, each rejected once; the good ones take turns, best first."""
+    """From the worst answer upward, each rejected once; the good ones take turns, best first. Equal texts have one
+    score, so they make no pair."""
     found: list[tuple[Drawn, Drawn]] = []
     for rejected in sorted(worse, key=lambda d: (d.score, d.id)):
         if len(found) >= config.max_pairs:
@@ -173,8 +174,7 @@ def _pairs(good: list[Drawn], worse: list[Drawn], config: Reject) -> list[tuple[
         turn = len(found) % len(good)
         for chosen in good[turn:] + good[:turn]:
             difference = chosen.score - rejected.score
-            same = collapse(chosen.text) == collapse(rejected.text)
-            if not same and difference > _EQUAL and difference >= config.margin - _EQUAL:
+            if difference > _EQUAL and difference >= config.margin - _EQUAL:
                 found.append((chosen, rejected))
                 break
     return found

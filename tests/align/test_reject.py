@@ -170,12 +170,12 @@ def test_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_each_question_of_an_image_gets_its_first_pair_before_another_its_second(tmp_path: Path) -> None:
-    found = [scored("q1", t, s) for t, s in [("a", 1.0), ("b", 0.0), ("c", 0.1)]]
-    found += [scored("q2", t, s) for t, s in [("a", 0.6), ("b", 0.5)]]
+    found = [scored("q2", t, s) for t, s in [("a", 1.0), ("b", 0.0), ("c", 0.1)]]
+    found += [scored("q1", t, s) for t, s in [("a", 0.6), ("b", 0.5)]]
     _, pairs, _, _, metrics = run(tmp_path, found, max_pairs=2, max_pairs_per_image=2)
     assert sorted(p.question_id for p in pairs) == ["q1", "q2"]
     _, pairs, _, _, metrics = run(tmp_path / "one", found, max_pairs=2, max_pairs_per_image=1)
-    assert [p.question_id for p in pairs] == ["q1"]
+    assert [p.question_id for p in pairs] == ["q2"]
     assert metrics["no_pair"] == {"enough pairs of the image": 1}
 
 
