@@ -5,6 +5,7 @@ In: a folder (a stage's or the user's) or a Hugging Face data set, and perhaps a
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,8 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from align.artifact import Batch, Out, Store
+from align.artifact import Batch, Out, Store, write_json
 from align.errors import UserError, did_you_mean
+from align.hub import HUB_ID, pin
 from align.images import BadImage, probe
 from align.records import ImageRow, Row, Split, dropped, read_parquet, row_id
 from align.stage import RUNTIME, FolderRef, Metrics, Stage
@@ -60,6 +62,8 @@ class Images(Stage):
             raise UserError("source, dataset: exactly one of the two is required")
         if self.dataset is not None and Path(self.dataset).is_dir():
             raise UserError(f"dataset: {self.dataset!r} is a folder here; give it as `source` together with `column`")
+        if self.dataset is not None and not HUB_ID.fullmatch(self.dataset):
+            raise UserError(f"dataset: a hub id looks like org/name or org/name@revision, not {self.dataset!r}")
         if self.dataset is not None and self.column is None:
             raise UserError("column: required with `dataset`: the name of its image column")
         if self.column is not None and self.split == "folders":
@@ -72,7 +76,8 @@ class Images(Stage):
         for key, folder in (("source", self.source), ("fields", self.fields)):
             if folder is not None and not Path(folder).is_dir():
                 raise UserError(f"{key}: {folder!r} is no folder")
-        found, total, names = self._open(out.store)
+        commit = self._commit(out.path / "dataset.json")
+        found, total, names = self._open(out.store, commit)
         texts = TextForms(Path(self.fields), names) if self.fields is not None else None
         if texts is not None and names and not any(texts.file_of(name) for name in names):
             raise UserError(f"fields: no file in {self.fields} has the name of an image and ends in .json, .csv, ...")
@@ -90,9 +95,17 @@ class Images(Stage):
 
         out.map_rows(mark_repeats(found), total, work, {"images": ImageRow}, shard=self.shard, label="images")
         made = read_parquet(sorted((out.path / "images").glob("part-*.parquet")), ImageRow)
-        return _metrics(made)
+        return {**_metrics(made), **({"commit": commit} if commit else {})}
 
-    def _open(self, store: Store) -> tuple[Iterator[Found], int, list[str]]:
+    def _commit(self, path: Path) -> str | None:
+        """The data set's commit, the same one after a stop even where the hub has moved on."""
+        if self.dataset is None:
+            return None
+        if not path.exists():
+            write_json(path, {"commit": pin(self.dataset, "dataset")})
+        return str(json.loads(path.read_text())["commit"])
+
+    def _open(self, store: Store, commit: str | None) -> tuple[Iterator[Found], int, list[str]]:
         """What there is in a fixed order, how much of it (0 where a data set does not say), the names of files."""
         if self.column is None and self.source is not None:
             files = list_files(Path(self.source))[: self.limit]
@@ -102,7 +115,8 @@ class Images(Stage):
                 raise UserError(f"split: 'folders' needs the folders `train` and `eval` below {self.source}")
             found: Iterator[Found] = (_from_file(name, path, store) for name, path in files)
             return found, len(files), [name for name, _ in files]
-        found, total = from_dataset(self.dataset, self.source, self.column or "", self.dataset_split, self.limit)
+        name = self.source or (self.dataset or "").partition("@")[0]
+        found, total = from_dataset(name, commit, self.column or "", self.dataset_split, self.limit)
         return found, total, []
 
 
@@ -196,16 +210,15 @@ def split_of(digest: str, share: float) -> Split:
 
 
 def from_dataset(
-    dataset: str | None, folder: str | None, column: str, split: str, limit: int | None
+    name: str, commit: str | None, column: str, split: str, limit: int | None
 ) -> tuple[Iterator[Found], int]:
     """Stream a data set from the hub, or from a folder of its files, with the images' bytes as stored in it."""
     import datasets
 
-    name, _, revision = (folder or dataset or "").partition("@") if folder is None else (folder, "", "")
-    key = "source" if folder is not None else "dataset"
     try:
-        stream = datasets.load_dataset(name, split=split, streaming=True, revision=revision or None)
+        stream = datasets.load_dataset(name, split=split, streaming=True, revision=commit)
     except Exception as error:
+        key = "source" if commit is None else "dataset"
         raise UserError(f"{key}: {name}: {(str(error).splitlines() or [''])[0]}") from None
     columns = list(stream.column_names or next(iter(stream), {}))
     if column not in columns:

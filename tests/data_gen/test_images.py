@@ -214,6 +214,7 @@ def test_continues_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"source": "/nowhere/at/all"}, "source: '/nowhere/at/all' is no folder"),
         ({"source": ".", "fields": "/nowhere/at/all"}, "fields: '/nowhere/at/all' is no folder"),
         ({"dataset": "a/b"}, "column"),
+        ({"dataset": "cifar", "column": "image"}, "org/name"),
         ({"dataset": ".", "column": "image"}, "give it as `source`"),
         ({"dataset": "a/b", "column": "image", "split": "folders"}, "split"),
     ],

@@ -1,0 +1,132 @@
+"""Questions with known answers: joined to the right image or set aside, and files that are no such list refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from align.artifact import Out, Store, rows
+from align.errors import UserError
+from align.records import QA, Dropped, ImageRow, read_parquet, text_of, write_parquet
+from data_gen.questions import Names, Questions, Unfit, read_questions
+
+
+def image(name: str, split: str = "eval") -> ImageRow:
+    return ImageRow.model_validate(
+        {
+            "id": f"id of {name}",
+            "images": [f"/blobs/{name.replace('/', '_')}"],
+            "name": name,
+            "width": 9,
+            "height": 9,
+            "mode": "RGB",
+            "format": "PNG",
+            "split": split,
+        }
+    )
+
+
+NAMES = ["train/0.png", "eval/0.png", "eval/1.png", "scan.v2.jpg", "pair.png", "pair.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("eval/1.png", "eval/1.png"),
+        ("1.png", "eval/1.png"),
+        ("1", "eval/1.png"),
+        ("eval/0", "eval/0.png"),
+        ("/data/images/train/0.png", "train/0.png"),
+        (".\\eval\\0.png", "eval/0.png"),
+        ("scan.v2", "scan.v2.jpg"),
+        ("pair.jpg", "pair.jpg"),
+    ],
+)
+def test_a_name_finds_its_image(called: str, name: str) -> None:
+    assert Names(image(n) for n in NAMES).find(called).name == name
+
+
+@pytest.mark.parametrize(
+    ("called", "reason"),
+    [("0.png", "ambiguous image"), ("0", "ambiguous image"), ("pair", "ambiguous image"),
+     ("in/pair", "ambiguous image"), ("2.png", "unknown image"), ("test/0.png", "unknown image"), ("1.jpg", "unknown image")],
+)  # fmt: skip
+def test_a_name_that_fits_none_or_several(called: str, reason: str) -> None:
+    with pytest.raises(Unfit) as caught:
+        Names(image(n) for n in NAMES).find(called)
+    assert caught.value.reason == reason
+
+
+def run(tmp_path: Path, file: Path) -> tuple[list[QA], list[Dropped], Out]:
+    manifest = tmp_path / "artifacts" / "images-1" / "images"
+    write_parquet(manifest / "part-00000.parquet", ImageRow, [image(n, n.partition("/")[0]) for n in NAMES[:3]])
+    stage = Questions(images=str(manifest), file=str(file))
+    stage.check()
+    out = Out(tmp_path / "artifacts" / "questions-1", Store(tmp_path))
+    stage.run(out)
+    aside = read_parquet([out.path / "dropped" / "part-00000.parquet"], Dropped)
+    return list(rows(out.path / "questions", QA)), list(aside), out
+
+
+LINES: list[dict[str, object]] = [
+    {"image": "eval/0.png", "question": " How many? ", "answer": 3, "kind": "count", "options": [1, 3]},
+    {"image": "train/0.png", "question": "Is it red?", "answer": True},
+    {"image": "nowhere.png", "question": "What?", "answer": "x"},
+    {"image": "0.png", "question": "What?", "answer": "x"},
+    {"image": "1.png", "question": " ", "answer": "x"},
+    {"image": "1.png", "question": "What?", "answer": None},
+    {"image": "1.png", "question": "What?", "answer": ["x", "y"]},
+    {"image": "eval/0.png", "question": "How many?", "answer": "3"},
+]
+
+
+def test_rows_and_reasons(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in LINES) + "\n\n")
+    kept, aside, out = run(tmp_path, file)
+    found = [(r.image_id, text_of(r.prompt), text_of(r.completion), r.kind, r.split) for r in kept]
+    assert found == [
+        ("id of eval/0.png", "How many?", "3", "count", "eval"),
+        ("id of train/0.png", "Is it red?", "yes", "question", "train"),
+    ]
+    assert [d.reason for d in aside] == [
+        "unknown image", "ambiguous image", "empty question", "empty answer", "not text", "duplicate",
+    ]  # fmt: skip
+    assert out.rows_in == len(LINES) == len(kept) + len(aside)
+    assert [json.loads(d.row)["line"] for d in aside] == [3, 4, 5, 6, 7, 8]
+
+
+def test_csv_gives_the_same_rows(tmp_path: Path) -> None:
+    jsonl, csv = tmp_path / "q.jsonl", tmp_path / "q.csv"
+    jsonl.write_text('{"image": "1", "question": "A, \\"b\\"?", "answer": "two\\nlines", "kind": "read"}')
+    csv.write_text('\ufeffkind, image,question,answer\nread,1,"A, ""b""?","two\nlines"\n', encoding="utf-8")
+    (first,), _, _ = run(tmp_path / "a", jsonl)
+    (second,), _, _ = run(tmp_path / "b", csv)
+    assert first.model_copy(update={"source": ""}) == second.model_copy(update={"source": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("q.jsonl", '{"image": "a", "question": "b", "answer": "c"}\n{"image": ', "q.jsonl:2: not valid JSON"),
+        ("q.jsonl", "[1]\n", "q.jsonl:1: an object"),
+        ("q.jsonl", '{"image": "a", "questions": "b", "answer": "c"}', "did you mean 'questions'"),
+        ("q.csv", "image,question\na,b\n", "q.csv:1: no 'answer'"),
+        ("q.csv", "image,question,answer\na,b,c\na,b,c,d\n", "q.csv:3: more values"),
+        ("q.csv", 'image,question,answer\na,"b"c,d\n', "q.csv:2: not valid CSV"),
+        ("q.jsonl", "\n", "holds no question"),
+        ("q.json", "[]", "a .jsonl or .csv file"),
+    ],
+)
+def test_a_bad_file_is_refused_before_the_run(name: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        Questions(images="x", file=str(tmp_path / name)).check()
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        list(read_questions(tmp_path / "none.csv"))
+    (tmp_path / "q.csv").write_bytes(b"image,question,answer\n\xff\xfe,b,c\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(read_questions(tmp_path / "q.csv"))
