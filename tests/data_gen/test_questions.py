@@ -49,7 +49,8 @@ def test_a_name_finds_its_image(called: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("called", "reason"),
     [("0.png", "ambiguous image"), ("0", "ambiguous image"), ("pair", "ambiguous image"),
-     ("in/pair", "ambiguous image"), ("2.png", "unknown image"), ("test/0.png", "unknown image"), ("1.jpg", "unknown image")],
+     ("in/pair", "ambiguous image"), ("2.png", "unknown image"),
+     ("test/0.png", "unknown image"), ("1.jpg", "unknown image")],
 )  # fmt: skip
 def test_a_name_that_fits_none_or_several(called: str, reason: str) -> None:
     with pytest.raises(Unfit) as caught:
