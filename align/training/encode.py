@@ -1,0 +1,209 @@
+"""Rows into token sequences, measured and checked before training starts.
+
+In: prompts and answers as messages, one image a row, a processor. Out: `Example`s, each with one `Encoded` sequence an answer,
+and the rows that cannot be trained on, with their reasons. A sequence is what the processor makes of the chat
+template's rendering of prompt and answer together, so every side input (Mllama's cross-attention mask, token types)
+covers the answer by the processor's own rule. TRL processes prompt and answer apart and joins the ids: Mllama then
+gets a stray start token before the answer and a mask that ends with the prompt (trl 1.16).
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.families import Family
+from align.images import BadImage, open_image
+from align.progress import progress
+from align.records import Dropped, Message, Row, dropped
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt with one answer. `inputs` are the processor's outputs along the tokens, [tokens, ...], `input_ids`
+    among them; tokens from `start` on belong to the answer."""
+
+    inputs: dict[str, "Tensor"]
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row ready for training: its image and one sequence an answer (a completion; or chosen and rejected)."""
+
+    id: str
+    image: str  # path
+    prompt: str  # as the chat template renders it
+    sequences: tuple[Encoded, ...]
+
+
+class Unusable(Exception):
+    """A row that cannot be trained on: a short reason, and what exactly was wrong."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def conversation(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:
+    """Messages as chat templates read them: parts, the images before the text of the first user turn."""
+    turns = []
+    for message in messages:
+        parts: list[dict[str, str]] = [{"type": "text", "text": message.content}]
+        if message.role == "user" and images:
+            parts[:0] = [{"type": "image"}] * images
+            images = 0
+        turns.append({"role": message.role, "content": parts})
+    return turns
+
+
+class _OnceAnImage:
+    """An image processor that gives the last image's result again while the image stays the same object."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self._image: Image | None = None
+        self._result: Any = None
+
+    def __call__(self, images: list[list["Image"]], **options: Any) -> Any:
+        ((image,),) = images
+        if image is not self._image:
+            self._image, self._result = image, self.inner(images, **options)
+        return copy.copy(self._result)  # processors pop what the model does not take
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Encoder:
+    """Turns texts and images into a model's inputs with the model's own processor."""
+
+    def __init__(self, processor: "ProcessorMixin", family: Family) -> None:
+        self.processor = copy.copy(processor)
+        self.processor.image_processor = _OnceAnImage(processor.image_processor)
+        self.along_tokens = ("input_ids", "attention_mask", *family.sequence_inputs)
+        self._loaded: tuple[str, Any] = ("", None)
+
+    def sequences(
+        self, prompt: list[Message], answers: Sequence[list[Message]], image: str
+    ) -> tuple[str, list[Encoded]]:
+        """The prompt's text and one sequence an answer. Raises Unusable."""
+        turns = conversation(prompt, 1)
+        head = self._render(turns, add_generation_prompt=True)
+        head_ids = self._inputs(head, image)["input_ids"][0].tolist()
+        made = []
+        for answer in answers:
+            text = answer[-1].content.strip() if answer else ""
+            if not text:
+                raise Unusable("empty answer")
+            whole = self._render(turns + conversation(answer, 0))
+            if text not in whole:
+                raise Unusable("chat template", "the template leaves the answer out")
+            inputs = self._inputs(whole, image)
+            ids = inputs["input_ids"][0].tolist()
+            made.append(Encoded(self._compact(inputs), _common_prefix(head_ids, ids)))
+        return head, made
+
+    def pixels(self, prompt: str, image: str) -> dict[str, "Tensor"]:
+        """The image's own inputs, as the processor gives them for one row."""
+        inputs = self._inputs(prompt, image)
+        return {name: value for name, value in inputs.items() if name not in self.along_tokens}
+
+    def _render(self, turns: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.processor.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            raise Unusable("chat template", str(error)) from None
+        return str(text)
+
+    def _inputs(self, text: str, image: str) -> Any:
+        try:
+            # the template has written the special tokens already
+            return self.processor(
+                images=[[self._load(image)]], text=[text], return_tensors="pt", add_special_tokens=False
+            )
+        except ValueError as error:  # the template's image tokens do not fit the images
+            raise Unusable("processor", str(error).strip().splitlines()[0]) from None
+
+    def _load(self, path: str) -> "Image":
+        if self._loaded[0] != path:
+            try:
+                self._loaded = (path, open_image(path))
+            except BadImage as problem:
+                raise Unusable("unreadable image", str(problem)) from None
+        image: Image = self._loaded[1]
+        return image
+
+    def _compact(self, inputs: Any) -> dict[str, "Tensor"]:
+        """What runs along the tokens, without the row axis and in few bytes: these wait in memory for their batch."""
+        import torch
+
+        small = {"input_ids": torch.int32}
+        return {name: inputs[name][0].to(small.get(name, torch.int8)) for name in self.along_tokens if name in inputs}
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    """How many tokens two sequences share at their beginnings."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def encode(
+    rows: Sequence[Row],
+    parts: Callable[[Any], tuple[list[Message], list[list[Message]]]],
+    encoder: Encoder,
+    max_length: int,
+    keep: Callable[[str, dict[str, "Tensor"]], None],
+) -> tuple[list[Example], list[Dropped]]:
+    """Encode every row: `parts(row)` gives its prompt and its answers, `keep(path, pixels)` is called once an image.
+
+    Examples come in the order of the rows; they are made image by image, so that each image is read and processed
+    once. Raises nothing for a bad row: it is set aside.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (list(getattr(rows[i], "images", [])), i))
+    made: list[Example | None] = [None] * len(rows)
+    aside: list[Dropped] = []
+    last = ""
+    with progress(len(rows), "encode") as bar:
+        for i in order:
+            try:
+                made[i] = example = _encode(rows[i], parts, encoder, max_length)
+                if example.image != last:
+                    keep(example.image, encoder.pixels(example.prompt, example.image))
+                    last = example.image
+            except Unusable as problem:
+                aside.append(dropped(rows[i], problem.reason, problem.detail))
+            bar.update(1)
+    return [example for example in made if example is not None], aside
+
+
+def _encode(
+    row: Any, parts: Callable[[Any], tuple[list[Message], list[list[Message]]]], encoder: Encoder, max_length: int
+) -> Example:
+    if getattr(row, "split", "train") != "train":
+        raise Unusable("held out", "rows of the evaluation split are not trained on")
+    if not row.images:
+        raise Unusable("no image", "the language model is frozen: a row without an image teaches nothing")
+    if len(row.images) > 1:
+        raise Unusable("several images", f"{len(row.images)} images; training takes one a row")
+    prompt, answers = parts(row)
+    if not any(message.role == "user" for message in prompt):
+        raise Unusable("no question")
+    text, sequences = encoder.sequences(prompt, answers, row.images[0])
+    longest = max(map(len, sequences))
+    if longest > max_length:
+        raise Unusable("too long", f"{longest} tokens, max_length is {max_length}")
+    if any(sequence.start >= len(sequence) for sequence in sequences):
+        raise Unusable("empty answer", "no token of it is left after the prompt's")
+    return Example(row.id, row.images[0], text, tuple(sequences))

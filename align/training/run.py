@@ -1,0 +1,203 @@
+"""One training from rows to a proven adapter: what SFT and DPO share.
+
+In: a stage's options, its rows, and the trainer that its loss needs. Out: a model folder (adapter and processor) and
+the metrics: rows, steps, curve, speed, and the proof that the language model is the same to the last bit.
+"""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.adapter import trainable
+from align.artifact import Out
+from align.errors import UserError
+from align.families import family_of
+from align.models import is_adapter, locate
+from align.progress import progress
+from align.records import Message, Row
+from align.stage import Metrics
+from align.training.collate import Collator, Pixels
+from align.training.encode import Encoder, Example, encode
+from align.training.options import Training
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import ProcessorMixin
+
+CURVE_POINTS = 100
+"""About how many points the curves of a training have."""
+_CURVES = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What sets one kind of training apart: how a row is read, its trainer, its arguments."""
+
+    name: str  # what the bar says
+    parts: Callable[[Any], tuple[list[Message], list[list[Message]]]]  # a row's prompt and its answers
+    trainer: Callable[..., Any]
+    arguments: Callable[..., Any]
+
+
+def train(stage: Training, source: str, rows: list[Row], task: Task, out: Out) -> Metrics:
+    """Train `stage.model` on `rows` and write it into the port `model`; `source` names the rows in messages.
+
+    Continues from the last whole checkpoint in the folder of `out`. Raises UserError where no row can be trained on,
+    where the model is an adapter and a preset is given too, or where the loss is no number any more; RuntimeError
+    where the language model has changed.
+    """
+    from align.training.trainers import ADAPTER
+
+    if not rows:
+        raise UserError(f"no rows to train on: {source} is empty")
+    if stage.adapter is not None and is_adapter(locate(stage.model, weights=False).folder):
+        raise UserError("adapter: the model is an adapter already and keeps its shape; leave this key out")
+    model, processor = trainable(stage.model, stage.adapter, stage.dtype, stage.device, stage.seed)
+    encoder = Encoder(processor, family_of(model.config))
+    pixels = Pixels(encoder.pixels, int(stage.image_cache_gb * 2**30))
+    examples, aside = encode(rows, task.parts, encoder, _most_tokens(stage, model), pixels.put)
+    out.rows_in, out.rows_out["model"] = len(rows), len(examples)
+    out.drop(aside)
+    if not examples:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in out.reasons.most_common())
+        raise UserError(f"no rows to train on: all {len(rows)} of {source} are set aside ({reasons})")
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    frozen = sum(p.numel() for p in model.parameters()) - sum(sizes)
+
+    metrics = _fit(stage, model, processor, examples, pixels, task, out)
+
+    folder = out.folder("model")
+    model.save_pretrained(folder, selected_adapters=[ADAPTER])
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card of blanks
+    processor.save_pretrained(folder)
+    shutil.rmtree(out.folder("checkpoints"))
+    return {
+        "rows": {"in": len(rows), "used": len(examples), "set_aside": dict(out.reasons)},
+        "longest_tokens": max(len(sequence) for example in examples for sequence in example.sequences),
+        "trainable_parameters": sum(sizes),
+        "frozen_parameters": frozen,
+        **metrics,
+    }
+
+
+def _fit(
+    stage: Training,
+    model: "PeftModel",
+    processor: "ProcessorMixin",
+    examples: list[Example],
+    pixels: Pixels,
+    task: Task,
+    out: Out,
+) -> Metrics:
+    """Run TRL's trainer between two looks at the language model."""
+    from align.proof import check, snapshot
+    from align.training.trainers import Watch, last_checkpoint
+
+    checkpoints = out.folder("checkpoints")
+    before = snapshot(model, processor)
+    trainer = make_trainer(stage, model, processor, examples, pixels, task, str(checkpoints))
+    resumed = last_checkpoint(checkpoints)
+    done = int(resumed.name.rpartition("-")[2]) if resumed else 0
+    with progress(_steps(stage, len(examples)), task.name, done) as bar:
+        trainer.add_callback(Watch(bar))
+        result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    proof = check(before, snapshot(model, processor))
+    if not proof["equal"]:
+        raise RuntimeError(f"the language model is not what it was: {proof}")
+
+    curve = [_point(entry) for entry in trainer.state.log_history if "loss" in entry]
+    seconds = result.metrics["train_runtime"]
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch, 4),
+        "final_loss": curve[-1]["loss"],
+        "curve": curve,
+        "seconds": round(seconds, 3),
+        "examples_per_second": round((trainer.state.global_step - done) * stage.batch_size / seconds, 3),
+        "proof": proof,
+    }
+
+
+def make_trainer(
+    stage: Training,
+    model: "PeftModel",
+    processor: "ProcessorMixin",
+    examples: list[Example],
+    pixels: Pixels,
+    task: Task,
+    checkpoints: str,
+) -> Any:
+    """TRL's trainer over encoded examples; DPO's reference log-probabilities are computed here where every row will be
+    seen at least once, or in every step where not."""
+    from datasets import Dataset
+
+    pad_token_id = processor.tokenizer.pad_token_id
+    collator = Collator(examples, pixels, 0 if pad_token_id is None else pad_token_id)
+    # TRL takes rows with an `images` column as rows with images, and leaves all of their encoding to the collator.
+    images = [[example.image] for example in examples]
+    trainer = task.trainer(
+        model=model,
+        args=task.arguments(output_dir=checkpoints, **_arguments(stage, len(examples), model)),
+        train_dataset=Dataset.from_dict({"index": list(range(len(examples))), "images": images}),
+        data_collator=collator,
+        processing_class=processor,
+    )
+    if len(examples) <= stage.batch_size * _steps(stage, len(examples)):
+        collator.references = trainer.references(len(examples))
+    return trainer
+
+
+def _point(entry: dict[str, Any]) -> dict[str, float]:
+    """A point of the curves: the step, and what TRL logged since the point before."""
+    kept = {name: entry[name] for name in entry if name in _CURVES or name.startswith(("rewards/", "logps/"))}
+    return {"step": entry["step"], **kept}
+
+
+def _most_tokens(stage: Training, model: "PeftModel") -> int:
+    """The longest row that the options and the model's positions allow."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(stage.max_length, positions) if positions else stage.max_length
+
+
+def _steps(stage: Training, examples: int) -> int:
+    """How many optimizer steps the training will take."""
+    return stage.max_steps or math.ceil(math.ceil(examples / stage.batch_size) * stage.epochs)
+
+
+def _arguments(stage: Training, examples: int, model: "PeftModel") -> dict[str, Any]:
+    """The options in the words of transformers' TrainingArguments."""
+    import torch
+
+    micro = stage.micro_batch or stage.batch_size
+    points = max(1, _steps(stage, examples) // CURVE_POINTS)
+    return {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": stage.batch_size // micro,
+        "num_train_epochs": stage.epochs,
+        "max_steps": stage.max_steps or -1,
+        "learning_rate": stage.learning_rate,
+        "lr_scheduler_type": stage.lr_scheduler_type,
+        "warmup_steps": stage.warmup_ratio,  # below 1 it is a share of the steps
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "max_length": None,  # measured before; TRL would cut
+        "seed": stage.seed,
+        "data_seed": stage.seed,
+        "use_cpu": model.device.type == "cpu",
+        # the adapter is float32: with half-precision weights around it the forward pass runs under autocast
+        "bf16": model.dtype == torch.bfloat16,
+        "fp16": model.dtype == torch.float16,
+        # With PEFT it sends gradients through the frozen tower, and Mllama's tower has nothing to checkpoint.
+        "gradient_checkpointing": False,
+        "logging_steps": points,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": math.ceil(stage.save_steps / points) * points,  # a window of the curve is never cut in two
+        "save_total_limit": 2,
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": model.device.type == "cuda",
+        "remove_unused_columns": False,
+    }
