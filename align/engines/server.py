@@ -1,0 +1,253 @@
+"""Answers from an OpenAI-compatible server over HTTP: one that runs already, or a vLLM server of our own.
+
+Requests go out together (`concurrency`), those of one image next to each other, so that the server's prefix cache
+serves them. Retries with back-off, jitter and Retry-After are the openai client's. What a server sends back is
+trusted in nothing: a reply that is not what was asked for is that request's error.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+from align.engine import EngineDied, Reply, Request, Server
+from align.engines.images import data_url
+from align.engines.served import Served, serve
+from align.errors import UserError
+from align.images import BadImage
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+KEPT_IMAGES = 32
+"""Encoded images kept for the questions that follow."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PURE = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Sent to a vLLM of our own, which else takes these from the model's generation_config: the draws come from the model
+as it is."""
+
+
+@contextmanager
+def open_server(config: Server, log_dir: str | None = None) -> Iterator["ServerEngine"]:
+    """The engine; without `base_url` with a server of its own. Raises UserError where no server answers."""
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+    with ExitStack() as stack:
+        served = None
+        if config.base_url is None:
+            served = stack.enter_context(serve(config, log_dir))
+        base_url = served.base_url if served else normal_url(config.base_url or "")
+        local = urlsplit(base_url).hostname in LOOPBACK
+        runner = stack.enter_context(asyncio.Runner())
+        timeout = Timeout(config.timeout_s, connect=min(10.0, config.timeout_s))
+        client = AsyncOpenAI(
+            base_url=base_url,
+            api_key=_api_key(config),
+            max_retries=config.retries,
+            timeout=timeout,
+            http_client=DefaultAsyncHttpxClient(timeout=timeout, trust_env=not local),  # no proxy to this machine
+        )
+        stack.callback(lambda: runner.run(client.close()))
+        if served is None and not _listens(base_url):
+            raise UserError(f"base_url {base_url}: no server listens there")
+        yield ServerEngine(config, client, runner, served)
+
+
+def normal_url(base_url: str) -> str:
+    """The URL with `/v1` where it names no path. Raises UserError for what is no http URL."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"base_url {base_url!r}: expected something like http://127.0.0.1:8000/v1")
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
+
+
+def _api_key(config: Server) -> str:
+    if config.api_key_env is None:
+        return "none"  # the client wants one; OPENAI_API_KEY is not for just any server
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
+        raise UserError(f"api_key_env: the environment variable {config.api_key_env} is not set")
+    return key
+
+
+def _listens(base_url: str) -> bool:
+    """Whether anything takes connections at the URL's host and port; a proxy on the way is believed in."""
+    parts = urlsplit(base_url)
+    if parts.hostname not in LOOPBACK and parts.scheme in getproxies() and not proxy_bypass(parts.hostname or ""):
+        return True
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=10).close()
+    except OSError:
+        return False
+    return True
+
+
+class ServerEngine:
+    """See `align.engine.Engine`."""
+
+    def __init__(
+        self, config: Server, client: "AsyncOpenAI", runner: asyncio.Runner, served: Served | None = None
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._runner = runner
+        self._served = served
+        self._model = served.name if served else config.model.partition("@")[0]
+        self._urls: OrderedDict[str, str] = OrderedDict()
+        self._answered = False
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """See `align.engine.Engine.generate`. Raises UserError where the server refuses the key or the model."""
+        return self._runner.run(self._all(requests))
+
+    async def _all(self, requests: Sequence[Request]) -> list[Reply]:
+        gate = asyncio.Semaphore(self._config.concurrency)
+        tasks: dict[int, asyncio.Task[Reply]] = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for i in sorted(range(len(requests)), key=lambda i: requests[i].images):
+                    tasks[i] = group.create_task(self._one(requests[i], gate))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [tasks[i].result() for i in range(len(requests))]
+
+    async def _one(self, request: Request, gate: asyncio.Semaphore) -> Reply:
+        import openai
+
+        async with gate:
+            try:
+                payload = self._payload(request)
+            except BadImage as error:
+                return Reply(request.id, error=f"image: {error}")
+            try:
+                raw = await self._client.chat.completions.with_raw_response.create(**payload)
+                body = raw.http_response.text
+            except openai.APITimeoutError:
+                return Reply(request.id, error=f"no answer within {self._config.timeout_s:g} s")
+            except openai.APIConnectionError as error:
+                await self._check_alive()
+                return Reply(request.id, error=f"connection: {_line(error.__cause__ or error)}")
+            except openai.APIStatusError as error:
+                self._check_refusal(error)
+                return Reply(request.id, error=_status_line(error))
+            except (openai.OpenAIError, UnicodeError, ValueError) as error:
+                return Reply(request.id, error=f"{type(error).__name__}: {_line(error)}")
+        reply = read_reply(request, body)
+        self._answered = self._answered or not reply.error
+        return reply
+
+    def _payload(self, request: Request) -> dict[str, Any]:
+        sampling = request.sampling
+        payload: dict[str, Any] = {
+            "model": self._model,
+            "messages": [],
+            "n": request.n,
+            "seed": request.seed,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        urls = [self._url(path) for path in request.images]
+        for message in request.messages:
+            content: str | list[dict[str, Any]] = message.content
+            if message.role == "user" and urls:
+                content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+                content.append({"type": "text", "text": message.content})
+                urls = []
+            payload["messages"].append({"role": message.role, "content": content})
+        if request.json_schema is not None:
+            schema = {"name": "answer", "schema": request.json_schema}
+            payload["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.top_logprobs:
+            payload.update(logprobs=True, top_logprobs=request.top_logprobs)
+        if self._served is not None:
+            payload["extra_body"] = PURE
+        return payload
+
+    def _url(self, path: str) -> str:
+        if path not in self._urls:
+            self._urls[path] = data_url(path)
+            if len(self._urls) > KEPT_IMAGES:
+                self._urls.popitem(last=False)
+        self._urls.move_to_end(path)
+        return self._urls[path]
+
+    async def _check_alive(self) -> None:
+        """Raises EngineDied when nothing takes connections any more."""
+        if self._served is not None and not self._served.alive:
+            raise EngineDied(f"vLLM's server for {self._config.model} died: {self._served.why()}")
+        base_url = str(self._client.base_url)
+        if not await asyncio.to_thread(_listens, base_url):
+            raise EngineDied(f"the server at {base_url} is gone: nothing listens there any more")
+
+    def _check_refusal(self, error: "APIStatusError") -> None:
+        """A wrong key or an unknown model fails every request: tell the user at the first instead of setting all rows
+        aside. Raises UserError."""
+        if self._answered:
+            return
+        line = _status_line(error)
+        if error.status_code == 401:
+            raise UserError(f"{self._client.base_url}: the server refuses the key (api_key_env): {line}") from None
+        if error.status_code == 404 and "model" in line.lower():
+            raise UserError(f"{self._client.base_url}: the server does not have {self._model!r}: {line}") from None
+
+
+def read_reply(request: Request, body: str) -> Reply:
+    """A chat completion's JSON as a Reply; an error where it is not exactly what was asked for."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return Reply(request.id, error=f"the server sent no JSON but {_line(body)!r}")
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list):
+        said = answer.get("error", answer) if isinstance(answer, dict) else answer
+        return Reply(request.id, error=f"the server sent no choices: {_line(said)}")
+    if len(choices) != request.n:
+        return Reply(request.id, error=f"the server sent {len(choices)} choices where {request.n} were asked for")
+    if all(isinstance(c, dict) and isinstance(c.get("index"), int) for c in choices):
+        choices = sorted(choices, key=lambda c: int(c["index"]))
+    texts, finish, logprobs = [], [], []
+    for choice in choices:
+        message = choice.get("message") if isinstance(choice, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, str):
+            return Reply(request.id, error=f"the server sent a choice without text: {_line(choice)}")
+        if choice.get("finish_reason") == "content_filter":
+            return Reply(request.id, error="the server's content filter stopped the answer")
+        texts.append(content)
+        finish.append("length" if choice.get("finish_reason") == "length" else "stop")
+        logprobs.append(_first_logprobs(choice))
+    return Reply(request.id, texts, finish, logprobs if request.top_logprobs else [])
+
+
+def _first_logprobs(choice: dict[str, Any]) -> dict[str, float]:
+    """The first token's candidates with their log-probabilities; empty where the server sent none. Tokens of one
+    text (bytes of a longer character) keep the likeliest."""
+    try:
+        candidates = choice["logprobs"]["content"][0]["top_logprobs"]
+        found: dict[str, float] = {}
+        for entry in candidates:
+            token, value = str(entry["token"]), float(entry["logprob"])
+            found[token] = max(value, found.get(token, value))
+        return found
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}
+
+
+def _status_line(error: "APIStatusError") -> str:
+    body = error.body
+    said = body.get("message") or body if isinstance(body, dict) else body
+    return f"{error.status_code}: {_line(said if said else error.message)}"
+
+
+def _line(value: object) -> str:
+    """One line of at most 300 characters."""
+    text = value if isinstance(value, str) else str(value) if isinstance(value, BaseException) else json.dumps(value)
+    return " ".join(text.split())[:300] or type(value).__name__

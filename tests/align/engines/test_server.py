@@ -1,0 +1,303 @@
+import base64
+import io
+import json
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from align.engine import EngineDied, Request, Server, open_engine
+from align.engines.server import normal_url
+from align.errors import UserError
+from align.records import Message, Sampling
+
+
+class Fake(ThreadingHTTPServer):
+    """A chat server that does what the last word of the question says, and remembers what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.attempts: Counter[str] = Counter()
+        self.payloads: list[dict[str, Any]] = []
+        self.times: dict[str, list[float]] = {}
+        self.keys: set[str] = set()
+        self.now = self.most = 0
+        self.lock = Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+def text_of(payload: dict[str, Any]) -> str:
+    content = payload["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
+def choice(text: Any, index: int = 0, **more: Any) -> dict[str, Any]:
+    return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Fake
+
+    def do_POST(self) -> None:
+        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        word = text_of(payload).split()[-1]
+        with self.server.lock:
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
+            self.server.attempts[word] += 1
+            attempt = self.server.attempts[word]
+            self.server.payloads.append(payload)
+            self.server.times.setdefault(word, []).append(time.monotonic())
+            self.server.keys.add(self.headers.get("Authorization", ""))
+        try:
+            self.behave(word, attempt, payload)
+        finally:
+            with self.server.lock:
+                self.server.now -= 1
+
+    def behave(self, word: str, attempt: int, payload: dict[str, Any]) -> None:
+        good = {"choices": [choice(f"{word} {i} seed {payload['seed']}", i) for i in range(payload["n"])]}
+        name, _, argument = word.partition(":")
+        if name == "status" and attempt == 1:
+            self.send(int(argument), {"error": {"message": "come back"}}, {"Retry-After": "0.3"})
+        elif name == "always":
+            self.send(int(argument), {"error": {"message": f"never {'x' * 999}"}}, {"Retry-After": "0.01"})
+        elif name == "hang":
+            time.sleep(3)
+        elif name == "drop":
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif name == "html":
+            self.send(200, b"<!DOCTYPE html><html>Bad gateway</html>", {"Content-Type": "text/html"})
+        elif name == "body":
+            self.send(200, argument.encode())
+        elif name == "nothing":
+            self.send(200, b"")
+        elif name == "bytes":
+            self.send(200, b"\xff\xfe\x00{")
+        elif name == "short":
+            self.send(200, {"choices": good["choices"][:1]})
+        elif name == "none":
+            self.send(200, {"choices": [choice(None), *good["choices"][1:]]})
+        elif name == "filter":
+            self.send(200, {"choices": [choice("", finish_reason="content_filter")] * payload["n"]})
+        elif name == "reversed":
+            self.send(200, {"choices": good["choices"][::-1]})
+        elif name == "slow":
+            time.sleep(0.1)
+            self.send(200, good)
+        elif name == "length":
+            self.send(200, {"choices": [choice("cut", finish_reason="length")] * payload["n"]})
+        elif name == "logprobs":
+            top = [{"token": "5", "logprob": -0.25}, {"token": "1", "logprob": -2}, {"token": "5", "logprob": -9}]
+            tokens = {"content": [{"token": "5", "logprob": -0.25, "top_logprobs": top}]}
+            self.send(200, {"choices": [choice("5", logprobs=tokens)] * payload["n"]})
+        else:
+            self.send(200, good)
+
+    def send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json"}.items():
+            self.send_header(name, (headers or {}).get(name, value))
+        if headers and "Retry-After" in headers:
+            self.send_header("Retry-After", headers["Retry-After"])
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    server = Fake()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def config(fake: Fake, **more: Any) -> Server:
+    return Server(engine="server", model="org/name@" + "a" * 40, base_url=fake.url, **{"retries": 2, **more})
+
+
+def ask(text: str, **more: Any) -> Request:
+    return Request(id=text, messages=[Message(role="user", content=text)], **more)
+
+
+def test_answers_in_order_with_every_setting_sent(fake: Fake) -> None:
+    sampling = Sampling(temperature=0.3, top_p=0.9, max_tokens=7)
+    requests = [ask(f"q{i}", n=2, seed=i, sampling=sampling, json_schema={"type": "object"}) for i in range(20)]
+    with open_engine(config(fake)) as engine:
+        replies = engine.generate(requests)
+        assert engine.generate([]) == []
+    assert [r.id for r in replies] == [r.id for r in requests]
+    assert replies[7].texts == ["q7 0 seed 7", "q7 1 seed 7"]
+    assert replies[7].finish == ["stop", "stop"]
+    payload = fake.payloads[0]
+    assert (payload["model"], payload["n"], payload["max_tokens"]) == ("org/name", 2, 7)
+    assert (payload["temperature"], payload["top_p"]) == (0.3, 0.9)
+    assert payload["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert fake.keys == {"Bearer none"}
+
+
+def test_images_stand_before_the_first_users_text(fake: Fake, tmp_path: Path) -> None:
+    plain, odd = tmp_path / "a.png", tmp_path / "b.jpg"
+    Image.new("RGB", (3, 2), "red").save(plain, "PNG")
+    Image.new("RGBA", (3, 2), (255, 0, 0, 0)).save(odd, "WEBP", lossless=True)
+    messages = [Message(role="system", content="brief"), Message(role="user", content="what")]
+    messages += [Message(role="assistant", content="red"), Message(role="user", content="sure?")]
+    with open_engine(config(fake)) as engine:
+        (reply,) = engine.generate([Request(id="1", messages=messages, images=[str(plain), str(odd)])])
+    assert not reply.error
+    sent = fake.payloads[0]["messages"]
+    assert [m["content"] for m in sent if m["role"] != "user"] == ["brief", "red"]
+    assert sent[3]["content"] == "sure?"
+    first, second, text = sent[1]["content"]
+    assert text == {"type": "text", "text": "what"}
+    kind, _, data = first["image_url"]["url"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(data) == plain.read_bytes()
+    flat = Image.open(io.BytesIO(base64.b64decode(second["image_url"]["url"].partition(",")[2])))
+    assert (flat.format, flat.mode, flat.getpixel((0, 0))) == ("PNG", "RGB", (255, 255, 255))
+
+
+def test_a_bad_image_fails_its_request_alone(fake: Fake, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with open_engine(config(fake)) as engine:
+        bad, missing, good = engine.generate(
+            [ask("a", images=[str(broken)]), ask("b", images=[str(tmp_path / "gone")]), ask("c")]
+        )
+    assert bad.error.startswith("image: unidentified")
+    assert missing.error.startswith("image: missing")
+    assert good.texts == ["c 0 seed 0"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_failures_are_tried_again_after_the_time_the_server_asks_for(fake: Fake, status: int) -> None:
+    with open_engine(config(fake)) as engine:
+        (reply,) = engine.generate([ask(f"status:{status}")])
+    assert not reply.error
+    first, second = fake.times[f"status:{status}"]
+    assert second - first >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("word", "says", "attempts"),
+    [
+        ("always:500", "500: never", 3),
+        ("always:400", "400: never", 1),
+        ("always:422", "422: never", 1),
+        ("drop", "connection: ", 3),
+        ("hang", "no answer within 0.5 s", 3),
+        ("html", "no JSON but '<!DOCTYPE", 1),
+        ("nothing", "no JSON but ", 1),
+        ("bytes", "no JSON but ", 1),
+        ("body:null", "no choices", 1),
+        ("body:[]", "no choices", 1),
+        ("body:{}", "no choices", 1),
+        ('body:{"choices":null}', "no choices", 1),
+        ('body:{"choices":[null,{}]}', "without text", 1),
+        ('body:{"choices":[{"message":null},1]}', "without text", 1),
+        ('body:{"error":{"message":"over"}}', "over", 1),
+        ("body:" + "[" * 5000, "no JSON but ", 1),
+        ("short", "1 choices where 2 were asked for", 1),
+        ("none", "without text", 1),
+        ("filter", "content filter", 1),
+    ],
+)
+def test_what_stays_wrong_is_the_error_of_that_request(fake: Fake, word: str, says: str, attempts: int) -> None:
+    with open_engine(config(fake, timeout_s=0.5)) as engine:
+        bad, good = engine.generate([ask(word, n=2), ask("fine")])
+    assert says in bad.error
+    assert len(bad.error) < 400
+    assert "\n" not in bad.error
+    assert bad.texts == []
+    assert fake.attempts[word] == attempts
+    assert good.texts == ["fine 0 seed 0"]
+
+
+def test_choices_are_read_by_their_index_and_cut_ones_marked(fake: Fake) -> None:
+    with open_engine(config(fake)) as engine:
+        turned, cut = engine.generate([ask("reversed", n=3), ask("length")])
+    assert [t.split()[1] for t in turned.texts] == ["0", "1", "2"]
+    assert cut.finish == ["length"]
+
+
+def test_logprobs_of_the_first_token(fake: Fake) -> None:
+    with open_engine(config(fake)) as engine:
+        given, absent = engine.generate([ask("logprobs", top_logprobs=3), ask("none-given", top_logprobs=3)])
+    assert fake.payloads[0]["top_logprobs"] == 3
+    assert given.first_logprobs == [{"5": -0.25, "1": -2.0}]
+    assert absent.first_logprobs == [{}]
+    assert not absent.error
+
+
+def test_no_more_at_once_than_asked_for(fake: Fake) -> None:
+    with open_engine(config(fake, concurrency=3)) as engine:
+        engine.generate([ask(f"{i} slow") for i in range(12)])
+    assert fake.most == 3
+
+
+def test_a_server_that_dies_is_told_apart_from_a_bad_request(fake: Fake) -> None:
+    with open_engine(config(fake)) as engine:
+        assert not engine.generate([ask("fine")])[0].error
+        fake.shutdown()
+        fake.server_close()
+        with pytest.raises(EngineDied, match="nothing listens"):
+            engine.generate([ask(f"later {i}") for i in range(5)])
+
+
+def test_no_server_at_all_is_said_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nobody = Server(engine="server", model="m", base_url=f"http://127.0.0.1:{port}")
+    with pytest.raises(UserError, match="no server listens"), open_engine(nobody):
+        pass
+
+
+def test_key_comes_from_the_named_variable_and_from_nowhere_else(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with pytest.raises(UserError, match="MY_KEY is not set"), open_engine(config(fake, api_key_env="MY_KEY")):
+        pass
+    monkeypatch.setenv("MY_KEY", "mine")
+    with open_engine(config(fake, api_key_env="MY_KEY")) as engine:
+        engine.generate([ask("fine")])
+    assert fake.keys == {"Bearer mine"}
+
+
+def test_a_refused_key_stops_the_stage(fake: Fake) -> None:
+    with open_engine(config(fake)) as engine, pytest.raises(UserError, match="refuses the key"):
+        engine.generate([ask("always:401"), ask("slow")])
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("http://h:1", "http://h:1/v1"),
+        ("http://h:1/", "http://h:1/v1"),
+        ("https://h/api/v3/", "https://h/api/v3"),
+    ],
+)
+def test_url_without_a_path_gets_v1(given: str, used: str) -> None:
+    assert normal_url(given) == used
+
+
+@pytest.mark.parametrize("given", ["", "h:1", "ftp://h", "http://", "http:///v1"])
+def test_what_is_no_http_url_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match="base_url"):
+        normal_url(given)
