@@ -1,0 +1,72 @@
+"""The union of all rewards, and how one is read from a mapping or a YAML file.
+
+A reward in a pipeline is an inline mapping or the path of a file; the file is read when the config is validated, so
+that what it says, not what it is called, makes the cache key.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from align.config import Source, build, read_yaml, shipped
+from align.errors import UserError, did_you_mean
+from reward.base import Reward
+from reward.combine import Combine
+from reward.judge import Judge
+from reward.rules import Rules
+
+KINDS: dict[str, type[Rules] | type[Judge] | type[Combine]] = {"rules": Rules, "judge": Judge, "combine": Combine}
+
+
+def read_reward(source: str | Path | Mapping[str, Any]) -> Rules | Judge | Combine:
+    """The config of a reward from a YAML file or a mapping. Raises UserError naming file, line and key."""
+    if isinstance(source, Mapping):
+        data, origin = dict(source), Source("reward")
+    else:
+        data, origin = read_yaml(shipped(source))
+    if "reward" not in data:
+        raise UserError(f"{origin.at(('reward',))}: this key is required; known: {', '.join(KINDS)}")
+    kind = data["reward"]
+    if kind not in KINDS:
+        raise UserError(f"{origin.at(('reward',))}: {kind!r} is no reward{did_you_mean(str(kind), KINDS)}")
+    return build(KINDS[kind], data, origin)
+
+
+_reading: ContextVar[tuple[Path, ...]] = ContextVar("_reading", default=())
+
+
+def _from_file(value: Any) -> Any:
+    if not isinstance(value, str | Path):
+        return value
+    path = shipped(value).absolute()
+    if not path.is_file():
+        raise ValueError(f"no such file: {value}")  # pydantic knows the key that names it
+    if path in _reading.get():
+        raise ValueError(f"{value} is a part of itself")
+    token = _reading.set((*_reading.get(), path))
+    try:
+        return read_reward(value)
+    finally:
+        _reading.reset(token)
+
+
+RewardConfig = Annotated[Rules | Judge | Combine, Field(discriminator="reward"), BeforeValidator(_from_file)]
+"""A reward as the user writes it: a mapping with `reward: rules | judge | combine`, or the path of such a file."""
+
+Combine.model_rebuild(_types_namespace={"RewardConfig": RewardConfig})
+
+
+@contextmanager
+def load_reward(source: str | Path | Mapping[str, Any]) -> Iterator[Reward]:
+    """Open a reward for use: `with load_reward("rules.yaml") as reward: reward.score(rows)`.
+
+    Engines come up on entry and go down on exit. Raises UserError for what the user got wrong.
+    """
+    config = read_reward(source)
+    config.check()
+    with config.opened() as reward:
+        yield reward

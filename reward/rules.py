@@ -1,0 +1,199 @@
+"""Rewards that need no model: is the answer right by a reference, is its form right.
+
+In: candidates. Out: the weighted mean of the rules' values, each in 0..1 and named in `parts`. Rules about rightness
+look at the final answer (behind `answer_after`) and at the reference; rules about form look at the whole text. A
+candidate that lacks the marker has given no answer: that is its own fault, so 0. A row without the reference which a
+rule needs cannot be scored: None.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from align.config import Config
+from align.metrics import METRICS, final_answer, normalise, option_letter, reference_answer
+from align.records import Candidate, text_of
+from reward.base import Reward, Score
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class Unscorable(Exception):
+    """This rule says nothing about this row; the text is the reason."""
+
+
+class Match(Config):
+    """The final answer against the reference by a metric of `align.metrics`."""
+
+    rule: Literal["exact", "relaxed", "anls"]
+    weight: Weight = 1.0
+
+    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+        right = _needed(reference)
+        return 0.0 if answer is None else METRICS[self.rule](answer, right)
+
+
+class Option(Config):
+    """The option letter that the answer names, against the reference's."""
+
+    rule: Literal["option"]
+    weight: Weight = 1.0
+
+    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+        right = option_letter(_needed(reference))
+        if right is None:
+            raise Unscorable("the reference names no option letter")
+        return float(answer is not None and option_letter(answer) == right)
+
+
+class JsonFields(Config):
+    """The share of the reference's JSON fields that the answer has right; fields beyond them are ignored."""
+
+    rule: Literal["json"]
+    weight: Weight = 1.0
+    fields: list[str] | None = None  # those that count; all of the reference's if not given
+    metric: Literal["exact", "relaxed", "anls"] = "exact"
+
+    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+        right = _json_object(_needed(reference))
+        if right is None:
+            raise Unscorable("the reference is no JSON object")
+        wanted = [f for f in (right if self.fields is None else self.fields) if f in right]
+        if not wanted:
+            raise Unscorable("the reference has none of the fields")
+        said = None if answer is None else _json_object(answer)
+        if said is None:
+            return 0.0
+        return sum(self._field(said[f], right[f]) for f in wanted if f in said) / len(wanted)
+
+    def _field(self, said: Any, right: Any) -> float:
+        return METRICS[self.metric](_plain(said), _plain(right))
+
+
+class Format(Config):
+    """1 where the whole text, stripped, matches the pattern in full (Python's `re`), else 0."""
+
+    rule: Literal["format"]
+    pattern: str
+    weight: Weight = 1.0
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+        return float(re.fullmatch(self.pattern, text.strip()) is not None)
+
+
+class Length(Config):
+    """1 where the whole text, stripped, has at least `min` and at most `max` characters, else 0."""
+
+    rule: Literal["length"]
+    min: int = Field(1, ge=0)
+    max: int | None = Field(None, ge=0)
+    weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Length":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max ({self.max}) is less than min ({self.min})")
+        return self
+
+    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+        size = len(text.strip())
+        return float(size >= self.min and (self.max is None or size <= self.max))
+
+
+class Repetition(Config):
+    """Distinct n-grams of words over all of them (distinct-n, Li et al., arXiv 1510.03055): 1 for no repetition, near 0
+    for a loop. A text too short for one n-gram has none."""
+
+    rule: Literal["repetition"]
+    ngram: int = Field(3, ge=1)
+    weight: Weight = 1.0
+
+    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+        words = normalise(text).split()
+        grams = [tuple(words[i : i + self.ngram]) for i in range(len(words) - self.ngram + 1)]
+        return len(set(grams)) / len(grams) if grams else 1.0
+
+
+Rule = Annotated[Match | Option | JsonFields | Format | Length | Repetition, Field(discriminator="rule")]
+
+
+class Rules(Config):
+    """The weighted mean of a list of rules."""
+
+    reward: Literal["rules"]
+    rules: list[Rule] = Field(min_length=1)
+    answer_after: str | None = None  # the final answer is what follows the last of these; the whole text if not given
+
+    def check(self) -> None:
+        """Nothing that the types do not say already."""
+
+    @contextmanager
+    def opened(self) -> Iterator[Reward]:
+        """Rules need nothing brought up: they score themselves."""
+        yield self
+
+    def score(self, rows: Sequence[Candidate]) -> list[Score]:
+        """One score a row; None with the rule's reason where a rule says nothing about the row."""
+        return [self._score(row) for row in rows]
+
+    def _score(self, row: Candidate) -> Score:
+        text = text_of(row.completion)
+        answer = final_answer(text, self.answer_after)
+        reference = None if row.reference is None else reference_answer(row.reference, self.answer_after)
+        parts: dict[str, float | None] = {}
+        reasons = []
+        for name, rule in zip(self._names(), self.rules, strict=True):
+            try:
+                parts[name] = rule.value(text, answer, reference)
+            except Unscorable as error:
+                parts[name] = None
+                reasons.append(f"{name}: {error}")
+        if reasons:
+            return Score(None, parts, "; ".join(reasons))
+        weighted = sum(r.weight * (p or 0.0) for r, p in zip(self.rules, parts.values(), strict=True))
+        return Score(weighted / sum(r.weight for r in self.rules), parts)
+
+    def _names(self) -> list[str]:
+        """A part's name is its rule's word, numbered where it comes again: format, format_2."""
+        names: list[str] = []
+        for rule in self.rules:
+            seen = sum(r.rule == rule.rule for r in self.rules[: len(names)])
+            names.append(rule.rule if not seen else f"{rule.rule}_{seen + 1}")
+        return names
+
+
+def _needed(reference: str | None) -> str:
+    if not reference:
+        raise Unscorable("no reference")
+    return reference
+
+
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that is the whole text, a code fence around it allowed; None where it is anything else."""
+    fenced = _FENCE.fullmatch(text.strip())
+    try:
+        value = json.loads(fenced[1] if fenced else text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _plain(value: Any) -> str:
+    """A JSON value as the text that is compared: strings as they are, all else as canonical JSON."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)

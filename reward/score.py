@@ -1,0 +1,101 @@
+"""The stage that scores candidates with a reward.
+
+In: candidates. Out: the same rows with score and parts; those that could not be scored are set aside with the reason,
+so that a failure is never taken for a bad answer.
+"""
+
+import math
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from typing import Annotated, ClassVar
+
+from align.artifact import Batch, Out, count_rows, rows
+from align.records import Candidate, Scored, dropped
+from align.stage import RUNTIME, Metrics, PortType, Ref, Stage
+from reward.base import Reward, Score
+from reward.load import RewardConfig
+
+QUANTILES = (0, 10, 25, 50, 75, 90, 100)
+BINS = 20
+
+
+class ScoreStage(Stage):
+    """Give every candidate a score."""
+
+    NAME: ClassVar[str] = "score"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"scored": Scored}
+
+    input: Annotated[str, Ref(Candidate)]
+    reward: RewardConfig
+    shard: Annotated[int, RUNTIME] = 256
+
+    def check(self) -> None:
+        """Check the reward."""
+        self.reward.check()
+
+    def run(self, out: Out) -> Metrics:
+        """Score shard by shard. The reward is opened at the first shard that is not there yet."""
+        opened: list[Reward] = []
+        with ExitStack() as stack:
+
+            def work(chunk: list[Candidate]) -> Batch[Scored]:
+                if not opened:
+                    opened.append(stack.enter_context(self.reward.opened()))
+                return scored(chunk, opened[0].score(chunk))
+
+            out.map_rows(
+                rows(self.input, Candidate),
+                count_rows(self.input),
+                work,
+                {"scored": Scored},
+                shard=self.shard,
+                label="candidates",
+            )
+        return summary(out)
+
+
+def scored(candidates: list[Candidate], scores: list[Score]) -> Batch[Scored]:
+    """Candidates with their scores; those without one set aside as `unscored`."""
+    batch: Batch[Scored] = Batch({"scored": []})
+    for row, score in zip(candidates, scores, strict=True):
+        if score.value is None or not math.isfinite(score.value):
+            batch.dropped.append(dropped(row, "unscored", score.reason or f"the score is {score.value}"))
+        else:
+            values = {name: getattr(row, name) for name in Candidate.model_fields}
+            batch.rows["scored"].append(Scored(**values, score=score.value, parts=score.parts))
+    return batch
+
+
+def summary(out: Out) -> Metrics:
+    """Mean, quantiles, histogram and means by sampler, kind and part, of what was written; how many have no score."""
+    import numpy as np
+
+    values: list[float] = []
+    groups: dict[str, dict[str, list[float]]] = {"samplers": {}, "kinds": {}}
+    sums: defaultdict[str, float] = defaultdict(float)
+    sizes: Counter[str] = Counter()
+    for row in rows(out.path / "scored", Scored):
+        if row.score is None:
+            continue
+        values.append(row.score)
+        groups["samplers"].setdefault(row.sampler, []).append(row.score)
+        groups["kinds"].setdefault(row.kind, []).append(row.score)
+        for name, part in row.parts.items():
+            if part is not None:
+                sums[name] += part
+                sizes[name] += 1
+    metrics: Metrics = {"unscored": out.reasons["unscored"], "mean": None}
+    if not values:
+        return metrics
+    counts, edges = np.histogram(values, bins=BINS)
+    return {
+        **metrics,
+        "mean": float(np.mean(values)),
+        "quantiles": {f"p{q}": float(v) for q, v in zip(QUANTILES, np.percentile(values, QUANTILES), strict=True)},
+        "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+        "parts": {name: sums[name] / sizes[name] for name in sorted(sums)},
+        **{
+            group: {name: {"mean": float(np.mean(v)), "rows": len(v)} for name, v in sorted(members.items())}
+            for group, members in groups.items()
+        },
+    }

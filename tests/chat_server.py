@@ -1,0 +1,105 @@
+"""A small HTTP server that speaks the OpenAI chat format, for tests of what asks a server: its answers are a function
+of the request, so that a test can say what each request should get."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asked: its text, model and number of images; `body` is all of it."""
+
+    model: str
+    text: str
+    system: str
+    images: list[str]
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One text for all of the n choices, with log-probabilities of the first token; or an HTTP error."""
+
+    text: str = ""
+    logprobs: dict[str, float] | None = None
+    status: int = 200
+
+
+@dataclass
+class ChatServer:
+    """Where it listens and what it was asked."""
+
+    base_url: str
+    asked: list[Asked] = field(default_factory=list)
+
+
+@contextmanager
+def chat_server(reply: Callable[[Asked], Answer]) -> Iterator[ChatServer]:
+    """Serve `reply` on a free port of the loopback until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = read(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            server.asked.append(asked)
+            answer = reply(asked)
+            self._send(answer.status, body_of(asked, answer))
+
+        def _send(self, status: int, body: dict[str, Any]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep quiet."""
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # many clients connect at once
+
+    http = Server(("127.0.0.1", 0), Handler)
+    server = ChatServer(f"http://127.0.0.1:{http.server_address[1]}/v1")
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def read(body: dict[str, Any]) -> Asked:
+    """A request's last user text, system text and image URLs."""
+    text, system, images = "", "", []
+    for message in body["messages"]:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = " ".join(p["text"] for p in parts if p["type"] == "text")
+        images += [p["image_url"]["url"] for p in parts if p["type"] == "image_url"]
+        if message["role"] == "system":
+            system = texts
+        elif message["role"] == "user":
+            text = texts
+    return Asked(body["model"], text, system, images, body)
+
+
+def body_of(asked: Asked, answer: Answer) -> dict[str, Any]:
+    """The reply's JSON."""
+    if answer.status != 200:
+        return {"error": {"message": answer.text, "code": answer.status}}
+    choice: dict[str, Any] = {
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": answer.text},
+    }
+    if answer.logprobs is not None and asked.body.get("logprobs"):
+        top: list[dict[str, Any]] = [{"token": t, "logprob": p, "bytes": None} for t, p in answer.logprobs.items()]
+        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top[: asked.body["top_logprobs"]]}]}
+    choices = [{"index": i, **choice} for i in range(asked.body.get("n") or 1)]
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": asked.model, "choices": choices}
