@@ -178,14 +178,19 @@ def problems_of(
 
 
 def _keys_of(loc: tuple[int | str, ...], data: Any) -> KeyPath:
-    """Pydantic's location without the names of union members, which are no keys of the user's."""
-    keys: list[str | int] = []
-    for part in loc:
-        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
-        if inside:
-            data = data[part]
-            keys.append(part)
-    return tuple(keys)
+    """Pydantic's location without the names of union members, which are no keys of the user's.
+
+    A member may have the name of a key beside it: of the readings that `data` allows, the one that keeps the last name
+    is right, and the longest of those.
+    """
+    readings: list[tuple[KeyPath, Any]] = [((), data)]
+    for i, part in enumerate(loc):
+        longer = []
+        for keys, inside in readings:
+            if part in inside if isinstance(inside, dict) else isinstance(inside, list) and part in range(len(inside)):
+                longer.append(((*keys, part), inside[part]))
+        readings = longer if i == len(loc) - 1 and longer else readings + longer
+    return max((keys for keys, _ in readings), key=len)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

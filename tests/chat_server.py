@@ -32,9 +32,10 @@ class Answer:
 
 @dataclass
 class ChatServer:
-    """Where it listens and what it was asked."""
+    """Where it listens, what it was asked, and how to make it die early."""
 
     base_url: str
+    stop: Callable[[], None]
     asked: list[Asked] = field(default_factory=list)
 
 
@@ -64,23 +65,28 @@ def chat_server(reply: Callable[[Asked], Answer]) -> Iterator[ChatServer]:
         request_queue_size = 128  # many clients connect at once
 
     http = Server(("127.0.0.1", 0), Handler)
-    server = ChatServer(f"http://127.0.0.1:{http.server_address[1]}/v1")
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
+
+    def stop() -> None:
         http.shutdown()
         http.server_close()
         thread.join()
 
+    server = ChatServer(f"http://127.0.0.1:{http.server_address[1]}/v1", stop)
+    thread.start()
+    try:
+        yield server
+    finally:
+        stop()
+
 
 def read(body: dict[str, Any]) -> Asked:
     """A request's last user text, system text and image URLs."""
-    text, system, images = "", "", []
+    text, system = "", ""
+    images: list[str] = []
     for message in body["messages"]:
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         texts = " ".join(p["text"] for p in parts if p["type"] == "text")
         images += [p["image_url"]["url"] for p in parts if p["type"] == "image_url"]
         if message["role"] == "system":
