@@ -108,7 +108,7 @@ def attach(model: "PreTrainedModel", preset: Preset, seed: int) -> "PeftModel":
         r=preset.rank,
         lora_alpha=preset.alpha,
         lora_dropout=preset.dropout,
-        target_modules=preset.pattern(parts_of(model.config)) or [],
+        target_modules=_layers(preset, parts_of(model.config)),
         target_parameters=list(targets.lora_parameters) or None,
         modules_to_save=list(targets.full) or None,
     )
@@ -119,6 +119,12 @@ def attach(model: "PreTrainedModel", preset: Preset, seed: int) -> "PeftModel":
     _in_float32(adapted)
     verify(adapted)
     return adapted
+
+
+def _layers(preset: Preset, parts: Parts) -> str | list[str]:
+    """`target_modules` for PEFT, which has a word of its own for an adapter of nothing but modules trained whole."""
+    bare = preset.connector == "lora" and "connector" in parts.lora_parameters
+    return preset.pattern(parts) or ([] if bare else "dummy-target-modules")
 
 
 def _in_float32(model: "PeftModel") -> None:
@@ -168,12 +174,12 @@ def preset_of(adapter: Mapping[str, Any], parts: Parts) -> Preset | None:
             rank=adapter["r"], alpha=adapter["lora_alpha"], dropout=adapter["lora_dropout"],
         )  # fmt: skip
         try:
-            pattern = preset.pattern(parts)
+            layers = _layers(preset, parts)
         except UserError:
             continue
-        wants_bare = connector == "lora" and "connector" in parts.lora_parameters
-        same_bare = bool(bare) == wants_bare and all(re.fullmatch(parts.lora_parameters["connector"], b) for b in bare)
-        if pattern == (adapter.get("target_modules") or "") and full == (connector == "full") and same_bare:
+        wanted = parts.lora_parameters.get("connector") if connector == "lora" else None
+        same_bare = all(re.fullmatch(wanted, name) for name in bare) and bare if wanted else not bare
+        if layers == (adapter.get("target_modules") or []) and full == (connector == "full") and same_bare:
             return preset
     return None
 
