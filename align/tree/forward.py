@@ -1,0 +1,194 @@
+"""One forward pass over trees of sequences, and the log-probability of every scored token in it.
+
+In: a model, wrapped in PEFT (and a launcher) or not, trees of paths, the images' features. Out: `Scores` by path, as
+TRL's fused head gives them by sequence, with gradient; and the hidden state at the end of each path, for a head that
+rates answers. The model is called by its own arguments; only the tokens that have something to predict reach the head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from align.tree.layout import IGNORED, Layout, Path, lay_out
+from align.tree.mask import attention_mask, sees
+from align.tree.vision import Images, Vision, unwrapped
+
+HEAD_CHUNK = 1024
+"""Tokens whose logits over the vocabulary are in memory at a time; with more, backward computes them again."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Paths about the same images; no image for text alone. `layout` is what `lay_out` makes of the paths."""
+
+    paths: tuple[Path, ...]
+    images: Images
+    layout: Layout
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], images: Images) -> "Tree":
+        return cls(tuple(paths), images, lay_out(paths))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """By path, in the order of the trees: [paths, T-1] with T the longest path's tokens; entry t is about token t+1
+    and zero where that is not scored. `log_probs` carries gradient, what TRL logs beside it does not. `last_hidden`
+    [paths, hidden] is the hidden state at the last token."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    mean_logits: Tensor
+    is_top1: Tensor
+    log_sum_sq_probs: Tensor
+    label_mask: Tensor
+    last_hidden: Tensor
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Layouts side by side, padded at the end to the longest; a padding token sees itself alone."""
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor
+    end: Tensor
+
+    @classmethod
+    def of(cls, layouts: Sequence[Layout], device: torch.device) -> "_Batch":
+        longest = max(map(len, layouts))
+        end = torch.arange(1, longest + 1).repeat(len(layouts), 1)
+        for row, layout in enumerate(layouts):
+            end[row, : len(layout)] = layout.end
+        return cls(
+            pad([layout.ids for layout in layouts]).to(device),
+            pad([layout.targets for layout in layouts], IGNORED).to(device),
+            pad([layout.positions for layout in layouts]).to(device),
+            end.to(device),
+        )
+
+
+def pad(tensors: Sequence[Tensor], value: float = 0) -> Tensor:
+    """Tensors [L, ...] of different lengths as one, [rows, longest, ...]."""
+    padded: Tensor = pad_sequence(list(tensors), batch_first=True, padding_value=value)
+    return padded
+
+
+def score(model: Any, trees: Sequence[Tree], vision: Vision) -> Scores:
+    """Score every path of every tree in as few forward passes as the model allows: one, or two where a model with
+    cross-attention gets trees with and without images, since text alone has to skip those layers."""
+    groups: dict[object, list[int]] = {}
+    for t, tree in enumerate(trees):
+        crossing = vision.entrance.into == "cross_attention"
+        groups.setdefault(len(tree.images) if crossing else 0, []).append(t)
+    found: dict[int, list[Tensor]] = {}
+    for members in groups.values():
+        for t, per_path in zip(members, _score_rows(model, [trees[t] for t in members], vision), strict=True):
+            found[t] = per_path
+    rows = [[tensor[p] for tensor in found[t]] for t in range(len(trees)) for p in range(len(trees[t].paths))]
+    numbers, hidden = [row[0] for row in rows], torch.stack([row[1] for row in rows])
+    stacked = pad(numbers)
+    log_probs, entropy, mean_logits, log_sum_sq, is_top1, scored = stacked.unbind(-1)
+    return Scores(
+        log_probs,
+        entropy.detach(),
+        mean_logits.detach(),
+        is_top1.detach().bool(),
+        log_sum_sq.detach(),
+        scored.detach().bool(),
+        hidden,
+    )
+
+
+def _score_rows(model: Any, trees: Sequence[Tree], vision: Vision) -> list[list[Any]]:
+    """For each tree: by path the numbers of its tokens [T-1, 6], and by path its last hidden state."""
+    base = unwrapped(model)
+    device = vision.backbone.device
+    layouts = [tree.layout for tree in trees]
+    batch = _Batch.of(layouts, device)
+    hidden = _hidden(model, vision.backbone, _inputs(base, trees, batch, vision))
+    at = batch.targets != IGNORED
+    scored = _head(base.get_output_embeddings(), hidden[at], batch.targets[at])
+    numbers = scored.new_zeros(*at.shape, scored.shape[-1]).masked_scatter(at[..., None], scored)
+    result = []
+    for row, layout in enumerate(layouts):
+        wheres = [where.to(device) for where in layout.where]
+        result.append([[numbers[row, w[:-1]] for w in wheres], [hidden[row, w[-1]] for w in wheres]])
+    return result
+
+
+def _inputs(base: Any, trees: Sequence[Tree], batch: _Batch, vision: Vision) -> dict[str, Any]:
+    """The arguments of the model's forward for a batch of trees."""
+    axes = batch.positions.dim() == 3
+    text = base.config.get_text_config()
+    inputs: dict[str, Any] = {
+        "input_ids": batch.ids,
+        "position_ids": batch.positions.permute(2, 0, 1) if axes else batch.positions,
+        "attention_mask": attention_mask(sees(batch.end), batch.end, text._attn_implementation, base.dtype),
+        "use_cache": False,
+    }
+    if not any(tree.images for tree in trees):
+        return inputs
+    vectors = {images: vision.vectors(images) for images in dict.fromkeys(tree.images for tree in trees) if images}
+    if vision.entrance.into == "cross_attention":
+        inputs["cross_attention_states"] = torch.stack([vectors[tree.images] for tree in trees])
+        crossing = [tree.layout.sides["cross_attention_mask"] for tree in trees]
+        inputs["cross_attention_mask"] = pad(crossing).to(batch.ids.device)
+        return inputs
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    placed = [vectors[t.images][_nth_placeholder(t.layout, base.config.image_token_id)] for t in trees if t.images]
+    given: Any = [torch.cat(placed)] if vision.entrance.listed else torch.cat(placed)
+    inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=given)}
+    return inputs
+
+
+def _nth_placeholder(layout: Layout, image_token: int) -> Tensor:
+    """For each image token of a layout, in order: which of its path's image tokens it is. Where branches part before
+    the image, the same vector is placed in each."""
+    nth = torch.zeros_like(layout.ids)
+    for where in layout.where:
+        nth[where] = (layout.ids[where] == image_token).cumsum(0) - 1
+    return nth[layout.ids == image_token]
+
+
+def _hidden(model: Any, backbone: Any, inputs: dict[str, Any]) -> Tensor:
+    """The last hidden states [rows, L, hidden]. The whole model is called, so that a launcher's wrapper sees the
+    pass; its own head is asked for one token only."""
+    caught: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda _, args, out: caught.append(out.last_hidden_state))
+    try:
+        model(**inputs, logits_to_keep=torch.tensor([0], device=backbone.device))
+    finally:
+        handle.remove()
+    (hidden,) = caught
+    return hidden
+
+
+def _head(head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """[tokens, 6] float32: log-probability of the target, entropy, mean logit, log of the sum of squared
+    probabilities, whether the target is the likeliest token, and 1."""
+    if len(hidden) <= HEAD_CHUNK:
+        return _head_chunk(head, hidden, targets)
+    from torch.utils.checkpoint import checkpoint
+
+    pieces = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+    return torch.cat([checkpoint(_head_chunk, head, h, t, use_reentrant=False) for h, t in pieces])
+
+
+def _head_chunk(head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    logits = head(hidden).float()
+    normaliser = logits.logsumexp(-1)
+    log_probs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    with torch.no_grad():
+        log_all = logits - normaliser[:, None]
+        probs = log_all.exp()
+        entropy = -(probs * log_all).sum(-1)
+        log_sum_sq = (2 * log_all).logsumexp(-1)
+        top1 = (logits.argmax(-1) == targets).float()
+    columns = [log_probs, entropy, logits.detach().mean(-1), log_sum_sq, top1, torch.ones_like(log_probs)]
+    return torch.stack(columns, dim=-1)

@@ -1,0 +1,99 @@
+"""The plain path, to compare with: every sequence through the model alone, as its processor makes it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from align.adapter import Preset, attach
+from align.tree.forward import Tree
+from align.tree.layout import IGNORED, Path
+from align.tree.vision import ENTRANCES, Images, Vision
+
+
+@dataclass
+class Case:
+    """A model with an adapter that matters, its processor, images by name, and rows (image names, prompt, answer)."""
+
+    model: Any
+    processor: Any
+    images: dict[str, Image.Image]
+    rows: list[tuple[Images, str, str]]
+
+    def inputs(self, row: int) -> dict[str, Tensor]:
+        """What the processor makes of a row: prompt and answer as one text."""
+        names, prompt, answer = self.rows[row]
+        return self._processed(names, prompt + answer)
+
+    def _processed(self, names: Images, text: str) -> dict[str, Tensor]:
+        images = {"images": [[self.images[name] for name in names]]} if names else {}
+        return dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **images))
+
+    def labels(self, row: int) -> Tensor:
+        """[T] the answer's tokens, -100 for the prompt's."""
+        names, prompt, _ = self.rows[row]
+        ids = self.inputs(row)["input_ids"][0]
+        start = len(self._processed(names, prompt)["input_ids"][0])
+        return torch.cat([torch.full((start,), IGNORED), ids[start:]])
+
+    def pixels(self, names: Images) -> dict[str, Tensor]:
+        """The image inputs of a row with these images."""
+        row = next(i for i, found in enumerate(self.rows) if found[0] == names)
+        return self.inputs(row)
+
+    def path(self, row: int, positions: Callable[[Mapping[str, Tensor]], Tensor | None] = lambda _: None) -> Path:
+        inputs = self.inputs(row)
+        entrance = ENTRANCES[self.model.config.model_type]
+        sides = {name: inputs[name][0] for name in entrance.sides if name in inputs}
+        return Path(inputs["input_ids"][0], self.labels(row), positions(inputs), sides)
+
+    def trees(self, order: Sequence[int] | None = None) -> list[Tree]:
+        """Rows of the same images as one tree each, in the order of their first rows."""
+        groups: dict[Images, list[int]] = {}
+        for row in order or range(len(self.rows)):
+            groups.setdefault(self.rows[row][0], []).append(row)
+        return [Tree.of([self.path(row) for row in rows], names) for names, rows in groups.items()]
+
+    def order(self) -> list[int]:
+        """The rows as `trees` puts them."""
+        firsts = [names for names, _, _ in self.rows]
+        return sorted(range(len(self.rows)), key=lambda row: firsts.index(firsts[row]))
+
+    def vision(self, cache: Any = None) -> Vision:
+        return Vision(self.model, self.pixels, cache)
+
+
+def plain_log_probs(case: Case, row: int) -> tuple[Tensor, Tensor]:
+    """[T-1] of one row, zero where nothing is scored, and the last hidden state, by the model's own forward."""
+    targets = case.labels(row)[1:]
+    out = case.model(**case.inputs(row), output_hidden_states=True, use_cache=False)
+    every = out.logits[0, :-1].float().log_softmax(-1)
+    picked = every.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
+    return picked * (targets != IGNORED), out.hidden_states[-1][0, -1]
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    """Every trained tensor's gradient, taken away from the model."""
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def adapted(model: Any, preset: Preset) -> Any:
+    """An adapter whose both halves matter: fresh ones have B = 0, so that A gets no gradient."""
+    peft = attach(model, preset, seed=0)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.05)
+    return peft.eval()
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 255, (size[1], size[0], 3), generator=draw, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
