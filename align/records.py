@@ -110,6 +110,7 @@ class Prediction(Row):
 
     model: str  # its name in the stage's config
     question_id: str
+    image_id: str
     images: list[str]
     question: str
     answer: str

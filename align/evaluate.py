@@ -1,0 +1,230 @@
+"""How right each model is on images it has never seen, and whether training made it better.
+
+In: questions with known answers of the evaluation split, and models by name, the base first. Out: every model's
+prediction to every question, and a table: accuracy with a 95 % interval over images, overall and by kind of question,
+and each model's difference to the base and to the one before it, with a p-value. Greedy, one model at a time. A request
+that failed counts as wrong and is counted as unanswered too.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from align.artifact import Batch, Out, rows
+from align.config import shipped
+from align.engine import Engine, EngineConfig, Reply, Request, open_engine
+from align.errors import UserError
+from align.metrics import METRICS, Estimate, bootstrap, final_answer, paired, reference_answer
+from align.records import QA, Message, Prediction, Row, Sampling, dropped, row_id, row_seed, text_of
+from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
+from align.templates import render
+
+Metric = Literal["exact", "relaxed", "anls"]
+TITLES = {"exact": "exact match", "relaxed": "relaxed accuracy", "anls": "ANLS"}
+
+
+class Task(Row):
+    """One question to one model."""
+
+    model: str
+    qa: QA
+
+
+class Evaluate(Stage):
+    """Compare models on the evaluation split."""
+
+    NAME: ClassVar[str] = "evaluate"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"predictions": Prediction}
+
+    input: Annotated[str, Ref(QA)]
+    models: dict[str, EngineConfig] = Field(min_length=1)  # the first is the base
+    metrics: list[Metric] = Field(["exact"], min_length=1)  # the first is the one that differences are tested on
+    answer_after: str | None = None  # the final answer is what follows the last of these; the whole text if not given
+    prompt: FileRef | None = None  # a template with the variable question; the question alone if not given
+    system: str = ""
+    max_tokens: int = Field(256, ge=1)
+    shard: Annotated[int, RUNTIME] = 128
+
+    @field_validator("metrics")
+    @classmethod
+    def _once(cls, metrics: list[Metric]) -> list[Metric]:
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("a metric stands here twice")
+        return metrics
+
+    def check(self) -> None:
+        """The template is one and shows the question."""
+        if self.prompt is not None and "\0" not in render(shipped(self.prompt), question="\0"):
+            raise UserError(f"{self.prompt}: the template never shows {{{{ question }}}}")
+
+    def run(self, out: Out) -> Metrics:
+        """Ask model by model, then compare. A model is brought up at its first shard that is not there yet."""
+        total = sum(1 for _ in self.tasks())
+        with ExitStack() as stack:
+            up: list[str] = []
+            engine: list[Engine] = []
+
+            def asked(model: str, tasks: list[Task]) -> list[Prediction]:
+                if up != [model]:
+                    stack.close()  # the model before goes down first
+                    up[:] = [model]
+                    engine[:] = [stack.enter_context(open_engine(self.models[model]))]
+                replies = {r.id: r for r in engine[0].generate([self.request(t.qa) for t in tasks])}
+                return [self.prediction(t, replies.get(t.qa.id)) for t in tasks]
+
+            def work(chunk: list[Task]) -> Batch[Prediction]:
+                batch: Batch[Prediction] = Batch({"predictions": []})
+                for model in dict.fromkeys(t.model for t in chunk):
+                    tasks = [t for t in chunk if t.model == model and not unfit(t.qa)]
+                    if tasks:
+                        batch.rows["predictions"] += asked(model, tasks)
+                batch.dropped = [dropped(t.qa, unfit(t.qa)) for t in chunk if unfit(t.qa)]
+                return batch
+
+            ports: dict[str, type[Row]] = {"predictions": Prediction}
+            out.map_rows(self.tasks(), total, work, ports, shard=self.shard, label="answers")
+        found = list(rows(out.path / "predictions", Prediction))
+        if not found:
+            raise UserError("input: there is no question of the evaluation split to ask")
+        return compare(found, list(self.models), list(self.metrics), self.seed)
+
+    def tasks(self) -> Iterator[Task]:
+        """Every question to the first model, then to the next; one that is not for evaluation only once."""
+        for i, model in enumerate(self.models):
+            for qa in rows(self.input, QA):
+                if i == 0 or not unfit(qa):
+                    yield Task(id=qa.id, model=model, qa=qa)
+
+    def request(self, qa: QA) -> Request:
+        """A question as it is asked."""
+        *before, question = qa.prompt
+        if self.system:
+            before = [Message(role="system", content=self.system), *(m for m in before if m.role != "system")]
+        if self.prompt is not None:
+            question = Message(role="user", content=render(shipped(self.prompt), question=question.content))
+        return Request(
+            id=qa.id,
+            messages=[*before, question],
+            images=qa.images,
+            sampling=Sampling(temperature=0.0, max_tokens=self.max_tokens),
+            seed=row_seed(self.seed, qa.id),
+        )
+
+    def prediction(self, task: Task, reply: Reply | None) -> Prediction:
+        """The answer with its metrics. `answered` is 0 where the request failed, `marked` where the marker of the final
+        answer is missing; both are wrong by every metric."""
+        answered = reply is not None and not reply.error and bool(reply.texts)
+        text = reply.texts[0] if reply and answered else ""
+        said = final_answer(text, self.answer_after) if answered else None
+        right = reference_answer(text_of(task.qa.completion), self.answer_after)
+        values = {name: 0.0 if said is None else METRICS[name](said, right) for name in self.metrics}
+        return Prediction(
+            id=row_id("prediction", task.model, task.qa.id),
+            model=task.model,
+            question_id=task.qa.id,
+            image_id=task.qa.image_id,
+            images=task.qa.images,
+            question=text_of(task.qa.prompt),
+            answer=text_of(task.qa.completion),
+            prediction=text,
+            kind=task.qa.kind,
+            metrics={**values, "answered": float(answered), "marked": float(said is not None)},
+        )
+
+    @classmethod
+    def summary_of(cls, metrics: Metrics) -> str:
+        """The table."""
+        return table(metrics)
+
+
+def unfit(qa: QA) -> str:
+    """Why a row is no evaluation question; empty where it is one."""
+    if qa.split != "eval":
+        return "train split"
+    return "" if text_of(qa.completion).strip() and qa.prompt else "no question or no answer"
+
+
+def compare(found: list[Prediction], models: list[str], metrics: list[str], seed: int) -> dict[str, Any]:
+    """Accuracy of each model by metric and kind, and the differences between models on the same questions.
+
+    Intervals are cluster bootstraps over images, p-values paired sign-flip permutation tests over images
+    (`align.metrics`), not corrected for how many there are.
+    """
+    by_model = {m: sorted((p for p in found if p.model == m), key=lambda p: p.question_id) for m in models}
+    first = by_model[models[0]]
+    images = [p.image_id for p in first]
+    kinds = sorted({p.kind for p in first})
+
+    def estimate(rows_of: list[Prediction], metric: str) -> dict[str, float]:
+        values = [p.metrics[metric] for p in rows_of]
+        return bootstrap(values, [p.image_id for p in rows_of], seed=seed).as_dict()
+
+    def difference(model: str, against: str, metric: str) -> Estimate:
+        after, before = ([p.metrics[metric] for p in by_model[m]] for m in (model, against))
+        return paired(after, before, images, seed=seed)
+
+    return {
+        "metric": metrics[0],
+        "questions": len(first),
+        "images": len(set(images)),
+        "models": {
+            model: {
+                **{metric: estimate(answers, metric) for metric in metrics},
+                "unanswered": sum(not p.metrics["answered"] for p in answers),
+                "unmarked": sum(p.metrics["answered"] > p.metrics["marked"] for p in answers),
+                "kinds": {
+                    kind: {
+                        "questions": sum(p.kind == kind for p in answers),
+                        **{metric: estimate([p for p in answers if p.kind == kind], metric) for metric in metrics},
+                    }
+                    for kind in kinds
+                },
+            }
+            for model, answers in by_model.items()
+        },
+        "differences": [
+            {"model": model, "against": against, "metric": metric, **difference(model, against, metric).as_dict()}
+            for i, model in enumerate(models)
+            for against in dict.fromkeys([models[0], models[i - 1]] if i else [])
+            for metric in metrics
+        ],
+    }
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The result for a terminal, in percent: a line a model, a line a difference, a line a kind of question."""
+    primary, models = metrics["metric"], metrics["models"]
+    names = list(models)
+    shown = [primary, *(m for m in TITLES if m != primary and m in models[names[0]])]
+    columns = [["", *names]]
+    columns += [[TITLES[metric], *(_interval(models[n][metric]) for n in names)] for metric in shown]
+    columns += [
+        [key, *(str(models[n][key]) for n in names)]
+        for key in ("unanswered", "unmarked")
+        if any(models[n][key] for n in names)
+    ]
+    tested = [d for d in metrics["differences"] if d["metric"] == primary]
+    differences = [
+        [f"{d['model']} - {d['against']}" for d in tested],
+        [_interval(d, "+") for d in tested],
+        [f"p = {d['p']:.3f}" if d["p"] >= 0.001 else "p < 0.001" for d in tested],
+    ]
+    kinds = models[names[0]]["kinds"]
+    by_kind = [["by kind", *kinds], ["questions", *(str(about["questions"]) for about in kinds.values())]]
+    by_kind += [[n, *(f"{100 * models[n]['kinds'][k][primary]['value']:.1f}" for k in kinds)] for n in names]
+    title = f"{metrics['questions']} questions on {metrics['images']} held-out images, in %, 95 % intervals over images"
+    return "\n".join([title, *_lines(columns), *([""] if tested else []), *_lines(differences), "", *_lines(by_kind)])
+
+
+def _interval(found: dict[str, Any], sign: str = "") -> str:
+    value, low, high = (f"{100 * found[key]:{sign}.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _lines(columns: list[list[str]]) -> list[str]:
+    """Columns of equally many cells as lines of text."""
+    widths = [max(map(len, column), default=0) for column in columns]
+    padded = [[f"{cell:<{width}}" for cell in column] for column, width in zip(columns, widths, strict=True)]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
