@@ -1,15 +1,17 @@
 """Evaluation against servers whose answers are known: what is asked, what counts as right, and the table."""
 
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from align import evaluate
 from align.artifact import Out, Store, begin, count_rows, rows
 from align.config import Source, build
+from align.engine import Engine, open_engine
 from align.errors import UserError
 from align.evaluate import Evaluate, table
 from align.metrics import paired
@@ -143,6 +145,26 @@ def test_a_stop_between_models_is_continued_without_the_first(tmp_path: Path) ->
     assert [a.model for a in asked].count("base-model") == 2
     assert metrics == expected
     assert list(rows(continued.path / "predictions", Prediction)) == list(rows(whole.path / "predictions", Prediction))
+
+
+def test_one_model_is_up_at_a_time_and_none_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two large models do not fit beside each other."""
+    up: list[str] = []
+    most: list[int] = []
+    bring_up = open_engine
+
+    @contextmanager
+    def noting(config: Any) -> Iterator[Engine]:
+        with bring_up(config) as engine:
+            up.append(config.model)
+            most.append(len(up))
+            yield engine
+            up.remove(config.model)
+
+    monkeypatch.setattr(evaluate, "open_engine", noting)
+    bench = Bench(tmp_path, [qa(i) for i in range(5)], {name: right_below(3) for name in ("base", "sft", "dpo")})
+    bench.run(shard=3)
+    assert (most, up) == ([1, 1, 1], [])
 
 
 def test_nothing_to_evaluate(tmp_path: Path) -> None:
