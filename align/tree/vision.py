@@ -159,7 +159,11 @@ class Vision:
 
 
 def tower_is_frozen(model: Any) -> bool:
-    """Whether no parameter of the vision tower is trained."""
+    """Whether the vision tower is the base model's own and stays so: nothing of it trains, and no adapter sits on it,
+    which could be switched off or exchanged."""
     parts = parts_of(unwrapped(model).config)
-    trained = (plain_name(name.removeprefix("module.")) for name, p in model.named_parameters() if p.requires_grad)
-    return all(parts.of(name) != "tower" for name in trained)
+    for name, parameter in model.named_parameters():
+        name = name.removeprefix("module.")
+        if (parameter.requires_grad or "lora_" in name) and parts.of(plain_name(name)) == "tower":
+            return False
+    return True

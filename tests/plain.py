@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from align.adapter import Preset, attach
-from align.tree.forward import Tree
+from align.models import load
+from align.tree.forward import Tree, score
 from align.tree.layout import IGNORED, Path
 from align.tree.vision import ENTRANCES, Images, Vision
+from tests import tiny
 
 
 @dataclass
@@ -97,3 +100,67 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     draw = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 255, (size[1], size[0], 3), generator=draw, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
+
+
+TOLERANCE = 1e-5
+BUILDERS: dict[str, tuple[Callable[[FilePath], FilePath], str]] = {
+    "mllama": (tiny.tiny_mllama, "<|image|>"),
+    "llava": (tiny.tiny_llava, "<image>"),
+    "idefics3": (tiny.tiny_idefics3, "<image>"),
+}
+
+
+def rows(image: str) -> list[tuple[tuple[str, ...], str, str]]:
+    """Two images with questions and answers that share beginnings, in mixed order; one whole row twice."""
+    begin, end = tiny.BOS, tiny.EOS
+
+    def prompt(question: str, system: str = "") -> str:
+        return f"{begin}{system}<|user|>{image}{question}{end}<|assistant|>"
+
+    return [
+        (("wide",), prompt("How many?"), f"three{end}"),
+        (("tall",), prompt("Which colour?"), f"red{end}"),
+        (("wide",), prompt("How many?"), f"thirty or more{end}"),
+        (("wide",), prompt("How much?"), f"a lot{end}"),
+        (("tall",), prompt("Which colour?"), f"reddish, I think{end}"),
+        (("wide",), prompt("How many?"), f"three{end}"),
+        (("wide",), prompt("How many?", f"<|system|>Be brief.{end}"), f"3{end}"),
+    ]
+
+
+def tiny_case(root: FilePath, family: str, preset: Preset | None = None) -> Case:
+    """A tiny model of a family, built below `root` once."""
+    folder = root / family
+    if not folder.exists():
+        BUILDERS[family][0](folder)
+    model, processor = load(str(folder), "float32", "cpu")
+    images = {"wide": picture(1, (60, 28)), "tall": picture(2, (24, 24))}
+    return Case(adapted(model, preset or Preset(rank=4)), processor, images, rows(BUILDERS[family][1]))
+
+
+def compare(case: Case, tolerance: float = TOLERANCE) -> None:
+    """Log-probabilities, last hidden states and every adapter gradient of the tree equal those of the plain path."""
+    order = case.order()
+    draw = torch.Generator().manual_seed(3)
+    weights = [torch.rand(len(case.labels(row)) - 1, generator=draw) for row in order]
+    plain = [plain_log_probs(case, row) for row in order]
+    sum((w * lp).sum() for w, (lp, _) in zip(weights, plain, strict=True)).backward()
+    expected = gradients(case.model)
+    trees = case.trees()
+    assert sum(len(tree.layout) for tree in trees) < 0.8 * sum(len(case.labels(row)) for row in order)
+    scores = score(case.model, trees, case.vision())
+    for p, (log_probs, hidden) in enumerate(plain):
+        length = len(log_probs)
+        torch.testing.assert_close(scores.log_probs[p, :length], log_probs, atol=tolerance, rtol=0)
+        assert not scores.log_probs[p, length:].any()
+        torch.testing.assert_close(scores.last_hidden[p], hidden, atol=tolerance, rtol=tolerance)
+        assert scores.label_mask[p, :length].equal(case.labels(order[p])[1:] >= 0)
+    sum((w * scores.log_probs[p, : len(w)]).sum() for p, w in enumerate(weights)).backward()
+    found = gradients(case.model)
+    assert found.keys() == expected.keys()
+    assert found
+    for name, gradient in expected.items():
+        largest = gradient.abs().max().item()
+        assert largest > 1e-3, name
+        difference = (found[name] - gradient).abs().max().item()
+        assert difference <= tolerance * largest, f"{name}: {difference} of {largest}"
