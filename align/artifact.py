@@ -180,8 +180,13 @@ class Out:
         """Apply `work` to shards of rows, keeping each shard's result at once; shards done before a stop are skipped.
 
         `work` must give the same rows for a shard whatever came before it: seed by row id (`records.row_seed`).
-        Counts what came in, what went out by port and what was dropped by reason.
+        Counts what came in, what went out by port and what was dropped by reason. A continued stage keeps the size of
+        shard that it began with.
         """
+        kept = self.path / "shards" / "size.json"
+        if not kept.exists():
+            write_json(kept, shard)
+        shard = json.loads(kept.read_text())
         stream = iter(source)
         with progress(total, label) as bar:
             for part in range(10**9):

@@ -292,7 +292,8 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
 
 def _key(stage: Stage, tree: Mapping[str, Any]) -> str:
     identity = {"stage": stage.NAME, "version": stage.VERSION, "config": tree}
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    # Keys in the order of the config: in a mapping such as `models` the first one may mean something.
+    text = json.dumps(identity, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -317,6 +318,8 @@ def explain(step: Planned, before: Artifact | None) -> str:
             changes.append(f"the content of {name} changed")
         else:
             changes.append(f"{name} {_show(was)} -> {_show(now)}")
+    if not changes and manifest["key"] != step.key:
+        return "the order of its keys changed"
     return "; ".join(changes) or "its artifact is gone"
 
 

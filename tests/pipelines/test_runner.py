@@ -65,6 +65,12 @@ class TestRun:
         assert "rebuild scaled: options.factor 3 -> 5" in said
         assert said[0].startswith("numbers  hit")
 
+    def test_the_order_of_a_mapping_counts(self) -> None:
+        text = GOOD.replace("input: scaled/even,", "input: scaled/even, named: {a: numbers, b: scaled/odd},")
+        go(text=text)
+        _, said = go(text=text.replace("{a: numbers, b: scaled/odd}", "{b: scaled/odd, a: numbers}"))
+        assert "rebuild trained: the order of its keys changed" in said
+
     def test_a_hit_elsewhere_in_the_store_is_a_hit(self) -> None:
         go()
         go("scaled.options.factor=5")
@@ -121,7 +127,7 @@ class TestStops:
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}, check=False)
         assert done.returncode == -signal.SIGKILL
         assert len(worked()) == 2
-        artifacts, _ = go(root="killed")
+        artifacts, _ = go("scaled.shard=5", root="killed")
         assert len(worked()) == 4  # ten rows are four shards: none was done twice
         for port in ("even", "odd"):
             assert numbers(artifacts["scaled"], port) == numbers(whole["scaled"], port)

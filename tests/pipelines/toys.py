@@ -51,6 +51,7 @@ class Scale(Stage):
     options: Options = Options()
     stop_at: Annotated[int | None, RUNTIME] = None  # die like a killed process after this many shards
     fail: Annotated[str, RUNTIME] = ""
+    shard: Annotated[int, RUNTIME] = 3
 
     def run(self, out: Out) -> Metrics:
         calls = 0
@@ -73,7 +74,7 @@ class Scale(Stage):
             )
 
         ports: dict[str, type[Row]] = {"even": Number, "odd": Number}
-        out.map_rows(rows(self.input, Number), 10, work, ports, shard=3, label="scale")
+        out.map_rows(rows(self.input, Number), 10, work, ports, shard=self.shard, label="scale")
         return {}
 
 
@@ -82,6 +83,7 @@ class Train(Stage):
     OUTPUTS: ClassVar[dict[str, PortType]] = {"model": "model"}
     input: Annotated[str, Ref(Number)]
     others: list[Annotated[str, Ref(Number)]] = []
+    named: dict[str, Annotated[str, Ref(Number)]] = {}
     model: ModelRef | None = None
     folder: FolderRef | None = None
 

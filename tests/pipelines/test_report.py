@@ -1,0 +1,111 @@
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from align.artifact import Out, begin, commit
+from align.records import QA, Message, Pair, Scored
+from pipelines.report import curves, write_report
+from pipelines.runner import Runs
+
+EVIL = '<script>document.title="broken"</script><img src=x onerror="document.title=1">'
+
+
+def say(role: str, text: str) -> list[Message]:
+    return [Message.model_validate({"role": role, "content": text})]
+
+
+def make(
+    runs: Runs, stage: str, name: str, metrics: dict[str, object], out_rows: dict[str, tuple[type, list[object]]]
+) -> None:
+    with begin(runs.store, stage, name * 20) as out:
+        for port, (row_type, found) in out_rows.items():
+            out.write(port, row_type, found)
+        manifest = {"stage": stage, "version": 1, "key": name * 20, "config": {}, "seconds": 1.0, "libraries": {}}
+        artifact = commit(Out(out.path, runs.store), manifest, metrics)
+    runs.set_link("r", name, artifact)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    runs = Runs(Path("runs"))
+    Image.new("RGB", (8, 8), (250, 0, 0)).save("red.png")
+    image = str(runs.store.add_blob(Path("red.png").read_bytes(), ".png"))
+    scored = [
+        Scored(
+            id=f"c{i}", images=[image], prompt=say("user", f"which colour? {EVIL}"), completion=say("assistant", text),
+            question_id="q1", image_id="i1", kind="read", split="train", reference="red", sampler="teacher",
+            temperature=1.0, system="", seed=0, finish="stop", score=score, parts={"exact": score},
+        )
+        for i, (text, score) in enumerate([(f"red {EVIL}", 1.0), ("blue", 0.0), ("green", 0.0)])
+    ]  # fmt: skip
+    pair = Pair(
+        id="p", images=[image], prompt=scored[0].prompt, chosen=scored[0].completion, rejected=scored[1].completion,
+        question_id="q1", image_id="i1", kind="read", chosen_score=1.0, rejected_score=0.0,
+    )  # fmt: skip
+    make(runs, "score", "scored", {}, {"scored": (Scored, list(scored))})
+    make(runs, "reject", "picked", {}, {"best": (QA, []), "pairs": (Pair, [pair])})
+    make(
+        runs,
+        "sft",
+        "trained",
+        {"curve": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], "proof": {"equal": True}},
+        {},
+    )
+    return tmp_path
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def test_what_a_model_wrote_is_text_and_nothing_is_fetched(run: Path) -> None:
+    html = write_report("r", Path("runs")).read_text()
+    tags = Tags()
+    tags.feed(html)
+    assert not [t for t, _ in tags.seen if t in ("script", "iframe", "link", "object")]
+    images = [a for t, a in tags.seen if t == "img"]
+    assert images
+    assert all(str(a["src"]).startswith("data:image/jpeg;base64,") for a in images)
+    assert not [a for _, a in tags.seen if any(name.startswith("on") for name in a)]
+    assert "&lt;script&gt;" in html
+
+
+def test_the_gallery_shows_scores_and_fates(run: Path) -> None:
+    html = write_report("r", Path("runs"), Path("out/page.html")).read_text()
+    rows = [line for line in html.splitlines() if line.startswith(("<tr class=", "</figcaption", "<table><tr class="))]
+    assert sum('class="chosen"' in r for r in rows) == 1
+    assert sum('class="rejected"' in r for r in rows) == 1
+    assert sum('class=""' in r for r in rows) == 1
+    assert "2 → 1, 2 steps" in html
+
+
+def test_curves_take_every_numeric_series() -> None:
+    found = curves({"c": [{"step": 0, "loss": 4.0, "note": "x"}, {"step": 10, "loss": 2.0}], "n": 3, "e": []})
+    assert [(c.name, c.points) for c in found] == [("loss", "0.0,0.0 400.0,120.0")]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_browser_shows_it_and_runs_nothing(run: Path) -> None:
+    page = write_report("r", Path("runs")).absolute()
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        f"--user-data-dir={run}/c",
+    ]
+    done = subprocess.run(
+        ["chromium", *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "<title>r · vlm-align</title>" in done.stdout
+    assert "broken" not in done.stdout.partition("</title>")[0]
