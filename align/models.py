@@ -7,7 +7,6 @@ the local cache and from there on everything is a folder.
 
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.families import family_of
+from align.hub import HUB_ID
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _PROCESSOR_FILES = {
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json",
@@ -47,7 +46,7 @@ class Located:
 
 def is_hub_id(name: str) -> bool:
     """Whether `name` is `org/name[@revision]` and no folder of that name lies here."""
-    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def locate(name: str, weights: bool = True) -> Located:
@@ -58,9 +57,7 @@ def locate(name: str, weights: bool = True) -> Located:
         if not folder.is_dir():
             raise UserError(f"{name}: no such model folder, and no hub id like org/name or org/name@revision")
         return Located(folder)
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     repo, _, revision = name.partition("@")
     patterns = _FILES if weights else [p for p in _FILES if p != "*.safetensors"]
@@ -68,13 +65,16 @@ def locate(name: str, weights: bool = True) -> Located:
         found = snapshot_download(
             repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=["original/*", "onnx/*"]
         )
-    except GatedRepoError:
-        raise UserError(f"{name}: access to this model is gated: accept its licence, then `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{name}: no such model on the hub, or a private one (`hf auth login`)") from None
-    except (LocalEntryNotFoundError, httpx.HTTPError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: not in the local cache, and the hub cannot be reached: {reason}") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{name}: the model is on the hub, this revision of it is not") from None
+    except errors.GatedRepoError:
+        raise UserError(f"{name}: access is gated: accept its licence on the hub, then `hf auth login`") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{name}: no such folder here or model on the hub, or a private one (`hf auth login`)"
+        ) from None
+    except (errors.HTTPError, errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise UserError(f"{name}: cannot be downloaded, and is not in the local cache: {_first_line(error)}") from None
     return Located(Path(found), repo, Path(found).name)
 
 
@@ -166,14 +166,12 @@ def load(name: str, dtype: str = "auto", device: str = "auto") -> "tuple[PreTrai
 
     `dtype` auto is the model's own; on a CPU its half types become float32, since there they save memory only and
     cost speed and digits. `device` auto is this process's GPU where there is one. Raises UserError."""
-    check_model(name)
-    located = locate(name)
+    located = _fetch(name)
     if not is_adapter(located.folder):
         return _load_whole(located, dtype, device), load_processor(located.folder)
     from peft import PeftModel
 
-    base = locate(base_of(located.folder))
-    check_model(str(base.folder))
+    base = _fetch(base_of(located.folder))
     model = _load_whole(base, dtype, device)
     has_processor = any((located.folder / f).is_file() for f in ("processor_config.json", "preprocessor_config.json"))
     processor = load_processor(located.folder if has_processor else base.folder)
@@ -183,6 +181,18 @@ def load(name: str, dtype: str = "auto", device: str = "auto") -> "tuple[PreTrai
         raise UserError(f"{name}: the adapter does not fit its base {base.name}: {_first_line(error)}") from None
     _check_adapter_keys(adapted, located.folder)
     return adapted.eval(), processor
+
+
+def _fetch(name: str) -> Located:
+    """Locate a model that will be loaded: a hub id's family is looked at before gigabytes are downloaded."""
+    check_model(name)
+    if is_hub_id(name):
+        small = locate(name, weights=False).folder
+        if not is_adapter(small):
+            _family_at(small, name)
+    located = locate(name)
+    check_model(str(located.folder))
+    return located
 
 
 def _check_adapter_keys(model: "PeftModel", folder: Path) -> None:
@@ -272,6 +282,13 @@ def _images_only(kind: "type[ProcessorMixin]") -> "type[ProcessorMixin]":
 
     ImagesOnly.__name__ = kind.__name__  # what is written as processor_class
     return ImagesOnly
+
+
+def save_adapter(model: "PeftModel", processor: "ProcessorMixin", out: Path) -> None:
+    """Write an adapter folder with its processor: what `load` reads back."""
+    # PEFT would else ask the hub whether the vocabulary has grown; no embedding is ever trained here
+    model.save_pretrained(out, save_embedding_layers=False)
+    save_processor(processor, out)
 
 
 def save_processor(processor: "ProcessorMixin", out: Path) -> None:
