@@ -18,7 +18,7 @@ from align.records import Row
 if TYPE_CHECKING:
     from align.artifact import Out
 
-PortType = type[Row] | Literal["folder", "model"]
+PortType = type[Row] | Literal["file", "folder", "model"]
 Metrics = dict[str, Any]
 B = TypeVar("B", bound=BaseModel)
 
@@ -45,8 +45,8 @@ ModelRef = Annotated[str, Ref("model")]
 """A stage above that makes a model, a local folder, or a hub id `org/name[@revision]`."""
 FolderRef = Annotated[str, Ref("folder"), Outside()]
 """A folder output of a stage above, or a folder of the user's."""
-FileRef = Annotated[str, Outside()]
-"""A file or folder of the user's."""
+FileRef = Annotated[str, Ref("file"), Outside()]
+"""A file output of a stage above, or a file or folder of the user's."""
 
 
 class Stage(Config):

@@ -178,7 +178,7 @@ class _Resolver:
         path = shipped(value)
         if not path.exists():
             raise UserError(f"{value!r} does not exist")
-        if ref is not None and not path.is_dir():
+        if ref is not None and ref.to == "folder" and not path.is_dir():
             raise UserError(f"{value!r} is no folder")
         return f"sha256:{self.store.digest(path)}", str(path.absolute())
 
@@ -255,7 +255,7 @@ def check_references(pipeline: Pipeline) -> None:
                         port_of(kinds[name], name, port, ref.to)
                     except UserError as error:
                         problems.append(f"{where}: {error}")
-            elif ref.to not in ("model", "folder"):
+            elif isinstance(ref.to, type):
                 problems.append(f"{where}: no stage above is called {name!r}{did_you_mean(name, seen)}")
             return value
 
