@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from align.tree.batching import TOKENS, passes, split
 from align.tree.layout import IGNORED, Layout, Path, lay_out
 from align.tree.mask import attention_mask, sees
 from align.tree.vision import Images, Vision, unwrapped
@@ -78,28 +79,38 @@ def pad(tensors: Sequence[Tensor], value: float = 0) -> Tensor:
     return padded
 
 
-def score(model: Any, trees: Sequence[Tree], vision: Vision) -> Scores:
-    """Score every path of every tree in as few forward passes as the model allows: one, or two where a model with
-    cross-attention gets trees with and without images, since text alone has to skip those layers."""
-    groups: dict[object, list[int]] = {}
-    for t, tree in enumerate(trees):
+def score(model: Any, trees: Sequence[Tree], vision: Vision, budget: int = TOKENS) -> Scores:
+    """Score every path of every tree, in passes of at most `budget` tokens; a tree that is larger is split. A model
+    with cross-attention gets text alone in a pass of its own, which has to skip those layers."""
+    parts: list[tuple[Tree, list[int]]] = []  # with its paths' numbers among all paths
+    seen = 0
+    for tree in trees:
+        whole = len(tree.layout) <= budget
+        for members in [list(range(len(tree.paths)))] if whole else split(tree.paths, budget):
+            part = tree if whole else Tree.of([tree.paths[p] for p in members], tree.images)
+            parts.append((part, [seen + p for p in members]))
+        seen += len(tree.paths)
+    kinds: dict[int, list[int]] = {}
+    for n, (part, _) in enumerate(parts):
         crossing = vision.entrance.into == "cross_attention"
-        groups.setdefault(len(tree.images) if crossing else 0, []).append(t)
-    found: dict[int, list[Tensor]] = {}
-    for members in groups.values():
-        for t, per_path in zip(members, _score_rows(model, [trees[t] for t in members], vision), strict=True):
-            found[t] = per_path
-    rows = [[tensor[p] for tensor in found[t]] for t in range(len(trees)) for p in range(len(trees[t].paths))]
-    numbers, hidden = [row[0] for row in rows], torch.stack([row[1] for row in rows])
-    stacked = pad(numbers)
-    log_probs, entropy, mean_logits, log_sum_sq, is_top1, scored = stacked.unbind(-1)
+        kinds.setdefault(len(part.images) if crossing else 0, []).append(n)
+    rows: list[Any] = [None] * seen
+    for kind in kinds.values():
+        for together in passes([len(parts[n][0].layout) for n in kind], budget):
+            chosen = [parts[kind[i]] for i in together]
+            for (_, numbers), scored in zip(chosen, _score_rows(model, [c[0] for c in chosen], vision), strict=True):
+                for number, *row in zip(numbers, *scored, strict=True):
+                    rows[number] = row
+    hidden = torch.stack([row[1] for row in rows])
+    stacked = pad([row[0] for row in rows])
+    log_probs, entropy, mean_logits, log_sum_sq, is_top1, on = stacked.unbind(-1)
     return Scores(
         log_probs,
         entropy.detach(),
         mean_logits.detach(),
         is_top1.detach().bool(),
         log_sum_sq.detach(),
-        scored.detach().bool(),
+        on.detach().bool(),
         hidden,
     )
 

@@ -6,7 +6,7 @@ stand for the image, with gradient to the connector's weights. One row a family;
 model's own forward. A family without a row takes the plain path.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -151,6 +151,11 @@ class Vision:
     def vectors(self, images: Images) -> Tensor:
         """The vectors [tokens, hidden] that stand for a row of images, through the connector as it is now."""
         return self.entrance.connect(self.backbone, self.features(images))
+
+    def prefetch(self, rows: Sequence[Images]) -> None:
+        """Have the cache read these rows ahead."""
+        if self._cache is not None:
+            self._cache.prefetch(rows)
 
     def _computed(self, images: Images) -> Features:
         device = self.backbone.device

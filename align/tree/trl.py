@@ -1,0 +1,141 @@
+"""TRL's SFT and DPO over trees: the losses, metrics, callbacks and checkpoints stay TRL's.
+
+In: encoded examples and TRL's arguments. Out: TRL's trainer with two things exchanged: what collates a batch, and what
+answers when TRL's loss calls the model for log-probabilities. The loss reads nothing else (trl 1.16), so all its kinds
+work. The reference's log-probabilities are taken from the batch, where the collator has them, or computed with the
+adapter off, in one pass over the same trees.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.training.collate import IGNORED, pad
+from align.training.encode import Encoded, Example
+from align.tree.batching import ImageOrder
+from align.tree.forward import Tree, score
+from align.tree.layout import Path
+from align.tree.vision import Entrance, Images, Vision
+
+Positions = Callable[[Images, Mapping[str, Tensor]], Tensor | None]
+"""The positions of a sequence from its images and inputs along the tokens; None where they simply count."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The trees of a batch; `rows[k]` is the batch's row that is the k-th path of all."""
+
+    trees: tuple[Tree, ...]
+    rows: Tensor
+
+
+def path_of(sequence: Encoded, entrance: Entrance, positions: Tensor | None = None) -> Path:
+    """An encoded prompt with its answer as a path: what belongs to the answer is scored."""
+    ids = sequence.inputs["input_ids"].long()
+    labels = ids.clone()
+    labels[: sequence.start] = IGNORED
+    sides = {name: sequence.inputs[name] for name in entrance.sides if name in sequence.inputs}
+    return Path(ids, labels, positions, sides)
+
+
+class TreeCollator:
+    """The `data_collator` of a trainer over rows {"index": n}: the tokens as TRL's collators lay them out, for its
+    masks and counts, and the trees that the log-probabilities come from. No pixel is touched here.
+
+    `references`, where set, holds the reference's log-probabilities, [examples, 2]."""
+
+    def __init__(
+        self, examples: Sequence[Example], vision: Vision, pad_token_id: int, positions: Positions = lambda *_: None
+    ) -> None:
+        self.examples = examples
+        self.vision = vision
+        self.pad_token_id = pad_token_id
+        self.positions = positions
+        self.references: Tensor | None = None
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        chosen = [self.examples[feature["index"]] for feature in features]
+        answers = len(chosen[0].sequences)
+        rows = [(example.image, example.sequences[n]) for n in range(answers) for example in chosen]
+        padded = pad([sequence for _, sequence in rows], self.pad_token_id)
+        batch: dict[str, Any] = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        scored = torch.zeros_like(batch["input_ids"])
+        for row, (_, sequence) in zip(scored, rows, strict=True):
+            row[sequence.start : len(sequence)] = 1
+        if answers == 1:
+            batch["labels"] = batch["input_ids"].masked_fill(scored == 0, IGNORED)
+        else:
+            batch["completion_mask"] = scored
+        if self.references is not None:
+            known = self.references[[feature["index"] for feature in features]]
+            batch["ref_chosen_logps"], batch["ref_rejected_logps"] = known[:, 0], known[:, 1]
+        batch["forest"] = self._forest([((image,), sequence) for image, sequence in rows])
+        self.vision.prefetch([tree.images for tree in batch["forest"].trees])
+        return batch
+
+    def _forest(self, rows: Sequence[tuple[Images, Encoded]]) -> Forest:
+        groups: dict[Images, list[int]] = {}
+        for row, (images, _) in enumerate(rows):
+            groups.setdefault(images, []).append(row)
+        trees = []
+        for images, members in groups.items():
+            sequences = [rows[row][1] for row in members]
+            paths = [path_of(s, self.vision.entrance, self.positions(images, s.inputs)) for s in sequences]
+            trees.append(Tree.of(paths, images))
+        return Forest(tuple(trees), torch.tensor([row for members in groups.values() for row in members]))
+
+
+class _Planted:
+    """Stands where TRL's loss calls the model: `model(..., labels=..., fused_lm_head=True)` by trees."""
+
+    def __init__(self, model: Any, vision: Vision, autocast: Callable[[], Any]) -> None:
+        self._model = model
+        self._vision = vision
+        self._autocast = autocast
+
+    def __call__(self, *, forest: Forest | None = None, fused_lm_head: bool = False, **_: Any) -> Any:
+        if forest is None or not fused_lm_head:
+            raise NotImplementedError("over trees the model gives log-probabilities and no logits")
+        with self._autocast():
+            scores = score(self._model, forest.trees, self._vision)
+        back = forest.rows.argsort().to(scores.log_probs.device)
+        names = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs", "label_mask")
+        return SimpleNamespace(**{name: getattr(scores, name)[back] for name in names}, aux_loss=None)
+
+
+class OverTrees:
+    """Mixed in before a TRL trainer whose data collator is a `TreeCollator`."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's own loss. Raises NotImplementedError where it would need logits."""
+        if "completion_mask" in inputs and "ref_chosen_logps" not in inputs:
+            known = self.compute_ref_log_probs(self.model, inputs)  # type: ignore[attr-defined]
+            inputs = {**inputs, "ref_chosen_logps": known[0], "ref_rejected_logps": known[1]}
+        if "completion_mask" in inputs:
+            self.precompute_ref_logps = True
+        parent: Any = super()
+        return parent.compute_loss(self._planted(model), inputs, return_outputs, num_items_in_batch)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's own, which switches the adapter off (or to the frozen copy) around the call."""
+        parent: Any = super()
+        return parent.compute_ref_log_probs(self._planted(model), inputs)
+
+    def _planted(self, model: Any) -> _Planted:
+        trainer: Any = self
+        return _Planted(model, trainer.data_collator.vision, trainer.accelerator.autocast)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ImageOrder:
+        """Rows of one image next to each other, unless the order is to be the data set's own."""
+        trainer: Any = self
+        if trainer.args.train_sampling_strategy != "random":
+            parent: Any = super()
+            return parent._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
+        images = [example.image for example in trainer.data_collator.examples]
+        return ImageOrder(images, trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed)
