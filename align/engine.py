@@ -5,14 +5,17 @@ text in place of answers where a request failed. The implementations live in `al
 stages and rewards depend on, and it imports no engine.
 """
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from align.config import Config
+from align.errors import UserError
 from align.records import Message, Sampling
 from align.stage import RUNTIME, ModelRef
 
@@ -74,13 +77,21 @@ class Server(Config):
     model: ModelRef
     base_url: Annotated[str | None, RUNTIME] = None  # None: start vLLM's server here and stop it at the end
     api_key_env: Annotated[str | None, RUNTIME] = None  # the environment variable that holds the key
-    concurrency: Annotated[int, RUNTIME] = 64
-    timeout_s: Annotated[float, RUNTIME] = 300.0
-    retries: Annotated[int, RUNTIME] = 5
+    concurrency: Annotated[int, RUNTIME, Field(ge=1)] = 64
+    timeout_s: Annotated[float, RUNTIME, Field(gt=0)] = 300.0
+    retries: Annotated[int, RUNTIME, Field(ge=0)] = 5
     start_timeout_s: Annotated[float, RUNTIME] = 900.0
     max_model_len: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     serve_args: Annotated[list[str], RUNTIME] = []  # more arguments for `vllm serve`
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        parts = urlsplit("http://none" if value is None else value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"a URL like http://127.0.0.1:8000/v1 is expected, not {value!r}")
+        return value
 
 
 class Transformers(Config):
@@ -90,10 +101,21 @@ class Transformers(Config):
     model: ModelRef
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Annotated[str, RUNTIME] = "auto"
-    batch_size: Annotated[int, RUNTIME] = 32  # sequences in one forward pass
+    batch_size: Annotated[int, RUNTIME, Field(ge=1)] = 32  # sequences in one forward pass
 
 
 EngineConfig = Annotated[VLLM | Server | Transformers, Field(discriminator="engine")]
+
+
+def check_engine(config: VLLM | Server | Transformers) -> None:
+    """Find what an engine lacks before hours are spent on another one: the key's variable is not set, vLLM is not
+    installed, vLLM was given an adapter folder. Raises UserError."""
+    if isinstance(config, Server) and config.api_key_env is not None and not os.environ.get(config.api_key_env):
+        raise UserError(f"api_key_env: the environment variable {config.api_key_env} is not set")
+    if isinstance(config, VLLM) or (isinstance(config, Server) and config.base_url is None):
+        from align.engines.served import check_vllm
+
+        check_vllm(config.model)
 
 
 @contextmanager
@@ -102,7 +124,7 @@ def open_engine(config: VLLM | Server | Transformers, log_dir: str | None = None
     if isinstance(config, VLLM):
         from align.engines.vllm import open_vllm
 
-        opened = open_vllm(config)
+        opened: AbstractContextManager[Engine] = open_vllm(config)
     elif isinstance(config, Server):
         from align.engines.server import open_server
 

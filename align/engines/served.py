@@ -144,15 +144,23 @@ def engine_environment() -> dict[str, str]:
     }
 
 
-def vllm_folder(model: str) -> Path:
-    """The folder of a whole model that vLLM can load. Raises UserError for an adapter, or where vLLM is missing."""
-    from align.models import is_adapter, locate
+def check_vllm(model: str) -> None:
+    """Raises UserError where vLLM is missing, or the model is an adapter folder."""
+    from align.models import is_adapter
 
     if importlib.util.find_spec("vllm") is None:
         raise UserError("vLLM is not installed: install vlm-align[cpu] or vlm-align[gpu]")
-    folder = locate(model).folder
-    if is_adapter(folder):
+    if is_adapter(Path(model)):
         raise UserError(f"{model}: this is a LoRA adapter, which vLLM is not given here: merge it first")
+
+
+def vllm_folder(model: str) -> Path:
+    """The folder of a whole model that vLLM can load, downloaded where it is not there yet. Raises UserError."""
+    from align.models import locate
+
+    check_vllm(model)
+    folder = locate(model).folder
+    check_vllm(str(folder))
     return folder
 
 

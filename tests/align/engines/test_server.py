@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from align.engine import EngineDied, Request, Server, open_engine
 from align.engines.server import normal_url
@@ -299,5 +300,5 @@ def test_url_without_a_path_gets_v1(given: str, used: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "h:1", "ftp://h", "http://", "http:///v1"])
 def test_what_is_no_http_url_is_refused(given: str) -> None:
-    with pytest.raises(UserError, match="base_url"):
-        normal_url(given)
+    with pytest.raises(ValidationError, match="a URL like"):
+        Server(engine="server", model="m", base_url=given)

@@ -1,0 +1,212 @@
+"""The `sample` stage: n candidate answers a question from every sampler, with varied seeds, heat and system prompts.
+
+In: questions. Out: candidates, one row an answer, in order of sampler and question. Variety comes from where the
+published recipe takes it: several models, temperatures and system prompts. A candidate's seed is made from the
+question, the sampler and its index, so that it is drawn again just so after any stop and whatever else is asked.
+One model is in memory at a time.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from align.artifact import Batch, Out, count_rows, rows
+from align.config import Config, shipped
+from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
+from align.errors import UserError
+from align.records import QA, Candidate, Dropped, Message, Row, Sampling, dropped, row_id, row_seed, text_of
+from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
+from align.templates import render
+
+REFERENCE = "reference"
+"""The sampler's name on a question's own answer."""
+
+
+class Sampler(Config):
+    """One model that draws candidates. Index i of a question draws at the i-th temperature and the i-th system prompt,
+    both lists repeated, so shifted that every pair of the two comes up."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    engine: EngineConfig
+    n: Annotated[int, Field(ge=1)]
+    temperatures: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = [1.0]
+    systems: Annotated[list[str], Field(min_length=1)] = [""]  # empty: the question's own, or none
+    prompt: FileRef | None = None  # a template that says the question this sampler's way; variable: question
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+
+    def draws(self) -> list[tuple[float, str]]:
+        """Temperature and system prompt of each of the n candidates."""
+        t, s = self.temperatures, self.systems
+        shift = math.lcm(len(t), len(s))
+        return [(t[i % len(t)], s[(i + i // shift) % len(s)]) for i in range(self.n)]
+
+
+class Task(Row):
+    """A question for one sampler."""
+
+    sampler: str
+    qa: QA
+
+
+class Sample(Stage):
+    """Draw candidate answers from one or several models."""
+
+    NAME = "sample"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"candidates": Candidate}
+
+    input: Annotated[str, Ref(QA)]
+    samplers: list[Sampler] = []
+    keep_reference: bool = False  # the question's own answer becomes one more candidate
+    shard: Annotated[int, RUNTIME, Field(ge=1)] = 128  # questions between two savings
+
+    def check(self) -> None:
+        """Names are told apart, templates are ones that show the question."""
+        if not self.samplers and not self.keep_reference:
+            raise UserError("samplers: at least one is needed, or keep_reference: true")
+        for name, count in Counter(s.name for s in self.samplers).items():
+            if count > 1 or name == REFERENCE:
+                raise UserError(f"samplers: the name {name!r} is taken {'twice' if count > 1 else 'by keep_reference'}")
+        for i, sampler in enumerate(self.samplers):
+            if sampler.prompt is not None and "\0" not in render(shipped(sampler.prompt), question="\0"):
+                raise UserError(f"samplers[{i}].prompt: {sampler.prompt} never shows {{{{ question }}}}")
+
+    def run(self, out: Out) -> Metrics:
+        """Ask sampler by sampler. A model is brought up at its first shard that is not there yet."""
+        for sampler in self.samplers:
+            check_engine(sampler.engine)
+        with ExitStack() as stack:
+            up: dict[str, Engine] = {}
+
+            def engine_of(sampler: Sampler) -> Engine:
+                if sampler.name not in up:
+                    up.clear()
+                    stack.close()  # the model before goes down first
+                    up[sampler.name] = stack.enter_context(open_engine(sampler.engine))
+                return up[sampler.name]
+
+            def work(chunk: list[Task]) -> Batch[Candidate]:
+                batch: Batch[Candidate] = Batch({"candidates": []})
+                for name in dict.fromkeys(t.sampler for t in chunk):
+                    asked = [t.qa for t in chunk if t.sampler == name]
+                    if name == REFERENCE:
+                        found, aside = references(asked)
+                    else:
+                        sampler = next(s for s in self.samplers if s.name == name)
+                        found, aside = drawn(sampler, self.seed, asked, engine_of(sampler))
+                    batch.rows["candidates"] += found
+                    batch.dropped += aside
+                return batch
+
+            questions = count_rows(self.input)
+            ways = len(self.samplers) + self.keep_reference
+            out.map_rows(
+                self.tasks(), questions * ways, work, {"candidates": Candidate}, shard=self.shard, label="questions"
+            )
+        out.rows_in = questions  # every question was read once a sampler
+        return summary(rows(out.path / "candidates", Candidate))
+
+    def tasks(self) -> Iterator[Task]:
+        """All questions for one sampler, then all for the next."""
+        for name in [*([REFERENCE] if self.keep_reference else []), *(s.name for s in self.samplers)]:
+            for qa in rows(self.input, QA):
+                yield Task(id=qa.id, sampler=name, qa=qa)
+
+
+def references(asked: Sequence[QA]) -> tuple[list[Candidate], list[Dropped]]:
+    """The questions' own answers as candidates."""
+    found, aside = [], []
+    for qa in asked:
+        text = text_of(qa.completion).strip()
+        if text:
+            found.append(candidate(qa, REFERENCE, 0, text, 0.0, "", 0, "stop"))
+        else:
+            aside.append(dropped(qa, "empty", f"{REFERENCE}: the question has no answer of its own"))
+    return found, aside
+
+
+def drawn(sampler: Sampler, seed: int, asked: Sequence[QA], engine: Engine) -> tuple[list[Candidate], list[Dropped]]:
+    """Candidates of the questions; a question that a request of its failed for is set aside whole, an answer without
+    text alone."""
+    requests = {qa.id: requests_of(sampler, seed, qa) for qa in asked}
+    replies = {r.id: r for r in engine.generate([r for of_one in requests.values() for r in of_one])}
+    found: list[Candidate] = []
+    aside: list[Dropped] = []
+    for qa in asked:
+        answers = [(r, replies.get(r.id, Reply(r.id, error="the engine gave no reply"))) for r in requests[qa.id]]
+        failed = next((reply.error for _, reply in answers if reply.error or not reply.texts), None)
+        if failed is not None:
+            aside.append(dropped(qa, "no answer", f"{sampler.name}: {failed or 'the engine gave no text'}"))
+            continue
+        for i, ((request, reply), (temperature, system)) in enumerate(zip(answers, sampler.draws(), strict=True)):
+            text = reply.texts[0].strip()
+            row = candidate(qa, sampler.name, i, text, temperature, system, request.seed, reply.finish[0])
+            if text:
+                found.append(row)
+            else:
+                aside.append(dropped(row, "empty", sampler.name))
+    return found, aside
+
+
+def requests_of(sampler: Sampler, seed: int, qa: QA) -> list[Request]:
+    """One request a candidate, each with a seed of its own."""
+    prompt = list(qa.prompt)
+    if sampler.prompt is not None and prompt:
+        question = render(shipped(sampler.prompt), question=text_of(prompt))
+        prompt[-1] = prompt[-1].model_copy(update={"content": question})
+    found = []
+    for i, (temperature, system) in enumerate(sampler.draws()):
+        messages = prompt
+        if system:
+            messages = [Message(role="system", content=system), *(m for m in prompt if m.role != "system")]
+        found.append(
+            Request(
+                id=row_id(qa.id, sampler.name, i),
+                messages=messages,
+                images=qa.images,
+                sampling=Sampling(temperature=temperature, top_p=sampler.top_p, max_tokens=sampler.max_tokens),
+                seed=row_seed(seed, qa.id, sampler.name, i),
+            )
+        )
+    return found
+
+
+def candidate(
+    qa: QA, sampler: str, index: int, text: str, temperature: float, system: str, seed: int, finish: str
+) -> Candidate:
+    """The candidate row of an answer; `prompt` stays the question as it was, whatever the sampler was told."""
+    return Candidate(
+        id=row_id(qa.id, sampler, index),
+        images=qa.images,
+        prompt=qa.prompt,
+        completion=[Message(role="assistant", content=text)],
+        question_id=qa.id,
+        image_id=qa.image_id,
+        kind=qa.kind,
+        split=qa.split,
+        reference=text_of(qa.completion).strip() or None,
+        sampler=sampler,
+        temperature=temperature,
+        system=system,
+        seed=seed,
+        finish=finish,
+    )
+
+
+def summary(candidates: Iterator[Candidate]) -> Metrics:
+    """By sampler: answers, the share cut off at max_tokens, and the share of a question's answers that differ."""
+    count: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
+    different: dict[str, set[tuple[str, str]]] = {}
+    for row in candidates:
+        count[row.sampler] += 1
+        cut[row.sampler] += row.finish == "length"
+        different.setdefault(row.sampler, set()).add((row.question_id, row_id(text_of(row.completion))))
+    return {
+        name: {"candidates": n, "cut": round(cut[name] / n, 4), "distinct": round(len(different[name]) / n, 4)}
+        for name, n in count.items()
+    }
