@@ -13,13 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from align.artifact import Batch, Out, rows
-from align.config import shipped
 from align.engine import Engine, EngineConfig, Reply, Request, open_engine
 from align.errors import UserError
 from align.metrics import METRICS, Estimate, bootstrap, final_answer, paired, reference_answer
-from align.records import QA, Message, Prediction, Row, Sampling, dropped, row_id, row_seed, text_of
+from align.records import QA, Prediction, Row, Sampling, dropped, row_id, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
-from align.templates import render
+from align.templates import asked, check_shows
 
 Metric = Literal["exact", "relaxed", "anls"]
 TITLES = {"exact": "exact match", "relaxed": "relaxed accuracy", "anls": "ANLS"}
@@ -56,8 +55,8 @@ class Evaluate(Stage):
 
     def check(self) -> None:
         """The template is one and shows the question."""
-        if self.prompt is not None and "\0" not in render(shipped(self.prompt), question="\0"):
-            raise UserError(f"{self.prompt}: the template never shows {{{{ question }}}}")
+        if self.prompt is not None:
+            check_shows(self.prompt, "question")
 
     def run(self, out: Out) -> Metrics:
         """Ask model by model, then compare. A model is brought up at its first shard that is not there yet."""
@@ -66,7 +65,7 @@ class Evaluate(Stage):
             up: list[str] = []
             engine: list[Engine] = []
 
-            def asked(model: str, tasks: list[Task]) -> list[Prediction]:
+            def answers(model: str, tasks: list[Task]) -> list[Prediction]:
                 if up != [model]:
                     stack.close()  # the model before goes down first
                     up[:] = [model]
@@ -79,7 +78,7 @@ class Evaluate(Stage):
                 for model in dict.fromkeys(t.model for t in chunk):
                     tasks = [t for t in chunk if t.model == model and not unfit(t.qa)]
                     if tasks:
-                        batch.rows["predictions"] += asked(model, tasks)
+                        batch.rows["predictions"] += answers(model, tasks)
                 batch.dropped = [dropped(t.qa, unfit(t.qa)) for t in chunk if unfit(t.qa)]
                 return batch
 
@@ -99,14 +98,9 @@ class Evaluate(Stage):
 
     def request(self, qa: QA) -> Request:
         """A question as it is asked."""
-        *before, question = qa.prompt
-        if self.system:
-            before = [Message(role="system", content=self.system), *(m for m in before if m.role != "system")]
-        if self.prompt is not None:
-            question = Message(role="user", content=render(shipped(self.prompt), question=question.content))
         return Request(
             id=qa.id,
-            messages=[*before, question],
+            messages=asked(qa.prompt, self.prompt, self.system),
             images=qa.images,
             sampling=Sampling(temperature=0.0, max_tokens=self.max_tokens),
             seed=row_seed(self.seed, qa.id),

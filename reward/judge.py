@@ -16,10 +16,9 @@ from pydantic import Field
 
 from align.config import Config, shipped
 from align.engine import Engine, EngineConfig, Reply, Request, open_engine
-from align.errors import UserError
 from align.records import Candidate, Message, Sampling, row_seed, text_of
 from align.stage import FileRef
-from align.templates import render
+from align.templates import check_shows, render
 from reward.base import Reward, Score
 
 RATINGS = ("1", "2", "3", "4", "5")
@@ -42,9 +41,7 @@ class Judge(Config):
 
     def check(self) -> None:
         """The rubric is there, is a template, shows the answer and knows its variables."""
-        shown = render(shipped(self.rubric), question="q", answer="\0", reference="r")
-        if "\0" not in shown:
-            raise UserError(f"{self.rubric}: the rubric never shows {{{{ answer }}}}")
+        check_shows(self.rubric, "answer", question="q", reference="r")
 
     @contextmanager
     def opened(self) -> Iterator[Reward]:
