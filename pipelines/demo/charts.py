@@ -1,7 +1,7 @@
 """Draws the demo's bar charts, so that every image has a table that is known to be right.
 
 In: counts and a seed. Out: `images/{train,eval}/*.png`, each chart's table as
-`fields/{train,eval}/*.json`, and `eval.jsonl` with ground-truth questions on the held-out charts.
+`fields/{train,eval}/*.json`, and `questions/eval.jsonl` with ground-truth questions on the held-out charts.
 
 Every chart belongs to exactly one `Part`, chosen by a hash of its table: the teacher's training, the
 student's pre-training, the pipeline's own images and the evaluation can therefore never share a chart.
@@ -157,8 +157,8 @@ def draw_charts(
 ) -> dict[str, int]:
     """Write `train` charts for the pipeline and `evaluation` held-out ones under `out`.
 
-    A held-out chart gets one question of each kind in `eval.jsonl`, as
-    `{"image": "images/eval/0000.png", "question": ..., "answer": ..., "kind": ...}`.
+    A held-out chart gets one question of each kind in `questions/eval.jsonl`, as
+    `{"image": "eval/0000.png", "question": ..., "answer": ..., "kind": ...}`.
     Returns the counts of what was written. Raises ValueError when a count is not positive.
     """
     from pipelines.demo.questions import KINDS, ask
@@ -178,7 +178,7 @@ def draw_charts(
             fields = json.dumps(chart.fields())
             (out / "fields" / split / f"{stem}.json").write_text(fields + "\n")
             if part is Part.EVALUATION:
-                name = f"images/{split}/{stem}.png"
+                name = f"{split}/{stem}.png"
                 for kind in KINDS:
                     qa = ask(rng, chart, kind)
                     row = {"image": name, "question": qa.question, "answer": qa.answer, "kind": kind}
@@ -186,5 +186,6 @@ def draw_charts(
             done += 1
             if progress is not None:
                 progress(done, total)
-    (out / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "questions").mkdir(exist_ok=True)
+    (out / "questions" / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"train": train, "evaluation": evaluation, "questions": len(rows)}

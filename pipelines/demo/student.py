@@ -58,11 +58,11 @@ class StudentSize:
 class StudentPlan:
     """The three steps of the build with their batches."""
 
-    text: Schedule = field(default_factory=lambda: Schedule(500))
-    noisy: Schedule = field(default_factory=lambda: Schedule(600))
-    clean: Schedule = field(default_factory=lambda: Schedule(150, lr=0.01, adamw_lr=1e-3))
+    text: Schedule = field(default_factory=lambda: Schedule(650))
+    noisy: Schedule = field(default_factory=lambda: Schedule(300))
+    clean: Schedule = field(default_factory=lambda: Schedule(80, lr=0.01, adamw_lr=1e-3))
     chats: int = 64
-    captions: int = 64
+    captions: int = 32
 
 
 def make_student(size: StudentSize, tokenizer: PreTrainedTokenizerFast) -> MllamaForConditionalGeneration:

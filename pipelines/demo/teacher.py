@@ -63,7 +63,7 @@ class TeacherPlan:
     """The schedule and the number of charts of a step."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(600))
-    charts: int = 16
+    charts: int = 10
 
 
 def make_teacher(size: TeacherSize, tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
@@ -158,13 +158,13 @@ class SkillExamples:
         """Chats about `chart` with one common beginning, and whether that holds the image."""
         system = system_text(rng)
         if rng.random() < 0.25:
-            form, seen = json.dumps(chart.fields()), rng.random() < 0.5
-            return [self._asked(rng, chart, kind, form, system, seen) for kind in rng.sample(KINDS, 4)], seen
-        chats = [self._asked(rng, chart, kind, None, system, True) for kind in rng.sample(KINDS, 2)]
-        for kind in rng.sample(KINDS, 3):
+            form, seen = json.dumps(chart.fields()), rng.random() < 0.75
+            return [self._asked(rng, chart, kind, form, system, seen) for kind in rng.sample(KINDS, 3)], seen
+        chats = [self._asked(rng, chart, kind, None, system, True) for kind in rng.sample(KINDS, 1)]
+        for kind in rng.sample(KINDS, 2):
             qa = ask(rng, chart, kind)
             chats.append(self.chat(system, True, answer_prompt(qa.question), reason(chart, qa)))
-        for kind in rng.sample(KINDS, 2):
+        for kind in rng.sample(KINDS, 1):
             qa = ask(rng, chart, kind)
             right = rng.random() < 0.5
             answer = reason(chart, qa) if right else wrong_answer(rng, chart, qa)

@@ -54,8 +54,8 @@ def test_packed_sequences_do_not_see_each_other(model: LlamaForCausalLM) -> None
 
 def test_the_shared_prefix_is_written_once() -> None:
     batch = pack([[Example([1, 2, 3, 4, 9], 4), Example([1, 2, 3, 5, 9], 4)]], pad=0)
-    assert batch.ids.tolist() == [[1, 2, 3, 4, 9, 3, 5, 9]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3, 4]]
+    assert batch.ids.tolist() == [[1, 2, 3, 4, 9, 5, 9]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 3, 4]]
     same = pack([[Example([1, 2, 3, 4], 2), Example([1, 2, 3, 4], 2)]], pad=0)
     assert (same.labels != IGNORED).sum() == 6, "no learned token is shared"
 
