@@ -1,7 +1,7 @@
 """Rows into token sequences, measured and checked before training starts.
 
-In: prompts and answers as messages, one image a row, a processor. Out: `Example`s, each with one `Encoded` sequence an answer,
-and the rows that cannot be trained on, with their reasons. A sequence is what the processor makes of the chat
+In: prompts and answers as messages, one image a row, a processor. Out: `Example`s, each with one `Encoded` an answer,
+and the rows that cannot be trained on, with their reasons. An `Encoded` is what the processor makes of the chat
 template's rendering of prompt and answer together, so every side input (Mllama's cross-attention mask, token types)
 covers the answer by the processor's own rule. TRL processes prompt and answer apart and joins the ids: Mllama then
 gets a stray start token before the answer and a mask that ends with the prompt (trl 1.16).
@@ -109,6 +109,8 @@ class Encoder:
                 raise Unusable("chat template", "the template leaves the answer out")
             inputs = self._inputs(whole, image)
             ids = inputs["input_ids"][0].tolist()
+            if getattr(self.processor, "image_token_id", None) not in (None, *ids):
+                raise Unusable("chat template", "the template leaves the image out")
             made.append(Encoded(self._compact(inputs), _common_prefix(head_ids, ids)))
         return head, made
 
@@ -134,8 +136,11 @@ class Encoder:
             return self.processor(
                 images=[[self._load(image)]], text=[text], return_tensors="pt", add_special_tokens=False
             )
-        except ValueError as error:  # the template's image tokens do not fit the images
-            raise Unusable("processor", str(error).strip().splitlines()[0]) from None
+        except Unusable:
+            raise
+        except Exception as error:  # processors raise almost anything where the text's image tokens do not fit
+            detail = (str(error).strip().splitlines() or [""])[0]
+            raise Unusable("processor", f"{type(error).__name__}: {detail}") from None
 
     def _load(self, path: str) -> "Image":
         if self._loaded[0] != path:

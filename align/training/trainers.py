@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -33,8 +32,8 @@ class _Mended(Trainer):  # type: ignore[misc]
         """None: TRL writes a card into every checkpoint."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """The trained adapter alone: transformers adds the processor and its arguments as a pickle, PEFT adds DPO's
-        reference, which is made anew from the start model."""
+        """The trained adapter alone. transformers adds the processor, and its arguments as a pickle; PEFT adds DPO's
+        frozen copy in a sub-folder, and where there is one, transformers (5.19) restores nothing else."""
         self.model.save_pretrained(output_dir or self.args.output_dir, selected_adapters=[ADAPTER])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -43,17 +42,6 @@ class _Mended(Trainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         write_json(folder / _COMPLETE, {"step": self.state.global_step})
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The adapter of a checkpoint, every tensor of it. transformers (5.19) reads adapters from sub-folders only as
-        soon as there is one, and so leaves out the one that trains."""
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-        model = self.model if model is None else model
-        stored = load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors")
-        if set(stored) != set(get_peft_model_state_dict(model, adapter_name=ADAPTER)):
-            raise RuntimeError(f"{resume_from_checkpoint}: not a checkpoint of this model")
-        set_peft_model_state_dict(model, stored, adapter_name=ADAPTER)
 
 
 class MendedSFT(_Mended, SFTTrainer):  # type: ignore[misc]

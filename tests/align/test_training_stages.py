@@ -1,0 +1,185 @@
+"""SFT and DPO as stages: what they write, what they refuse, and the proof that guards them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align.adapter import Preset
+from align.artifact import Out, Store, begin, rows
+from align.config import Source, build
+from align.dpo import DPO
+from align.errors import UserError
+from align.models import load
+from align.records import QA, Dropped, Pair
+from align.sft import SFT
+from align.training.run import Task, train
+from align.training.trainers import MendedSFT, SFTConfig
+from tests.align.training.corpus import images, keep, pairs, plain_logps, qa, questions, tiny
+
+
+def run(stage: SFT | DPO, store: Store, key: str = "a") -> tuple[dict[str, Any], Out]:
+    with begin(store, stage.NAME, key) as out:
+        return stage.run(out), out
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("family", ["mllama", "idefics3", "llava"])
+def test_sft_then_dpo_learn_and_leave_the_language_alone(family: str, store: Store, tmp_path: Path) -> None:
+    base = str(tiny(family, tmp_path))
+    paths = images(store)
+    asked = questions(paths, 6)
+    bad = [qa(50, paths[0], "red", "blue", images=[]), qa(51, paths[0], "red", "blue", split="eval")]
+    preset = Preset(tower="lora", rank=4)
+    sft = SFT(
+        input=keep(store, [*asked, *bad], QA), model=base, adapter=preset, batch_size=4, epochs=8, learning_rate=5e-3
+    )
+    metrics, out = run(sft, store)
+
+    assert out.counts() == {"in": 8, "out": {"model": 6}, "dropped": {"no image": 1, "held out": 1}}
+    assert {d.reason for d in rows(out.path / "dropped", Dropped)} == {"no image", "held out"}
+    assert metrics["rows"] == {"in": 8, "used": 6, "set_aside": {"no image": 1, "held out": 1}}
+    assert (metrics["steps"], metrics["epochs"]) == (16, 8.0)  # 6 rows by 4: 2 steps an epoch
+    assert [point["step"] for point in metrics["curve"]] == list(range(1, 17))
+    assert metrics["final_loss"] == metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"] - 0.4
+    assert metrics["proof"]["equal"] is True
+    assert metrics["proof"]["language_tensors"] > 0
+    assert metrics["examples_per_second"] > 0
+    json.dumps(metrics, allow_nan=False)
+    files = {path.name for path in (out.path / "model").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "processor_config.json"} <= files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    assert (
+        sum(t.numel() for t in load_file(out.path / "model" / "adapter_model.safetensors").values())
+        == (metrics["trainable_parameters"])
+    )
+
+    before, processor = load(base, "float32", "cpu")
+    after, _ = load(str(out.path / "model"), "float32", "cpu")
+    assert metrics["frozen_parameters"] == sum(p.numel() for p in before.parameters())
+    with torch.no_grad():
+        old, new = (
+            -torch.cat([plain_logps(model, processor, row, row.completion) for row in asked]).mean().item()
+            for model in (before, after)
+        )
+    assert math.isclose(old, metrics["curve"][0]["loss"], rel_tol=0.2)
+    assert new < old - 0.4
+
+    preferred = pairs(paths, 5)
+    dpo = DPO(
+        input=keep(store, list(preferred), Pair, "pairs"), model=str(out.path / "model"), batch_size=4, epochs=6,
+        learning_rate=3e-3,
+    )  # fmt: skip
+    metrics, trained = run(dpo, store)
+    first, last = metrics["curve"][0], metrics["curve"][-1]
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)  # the reference is the model as it came in
+    assert last["rewards/margins"] > 0.05
+    assert last["rewards/accuracies"] == 1.0
+    assert metrics["proof"]["equal"] is True
+    start, moved = (load_file(o.path / "model" / "adapter_model.safetensors") for o in (out, trained))
+    assert start.keys() == moved.keys()
+    assert any(not torch.equal(start[name], moved[name]) for name in start)
+    judged, _ = load(str(trained.path / "model"), "float32", "cpu")
+    with torch.no_grad():
+        gained = [
+            sum(
+                sign * (plain_logps(judged, processor, p, a).sum() - plain_logps(after, processor, p, a).sum()).item()
+                for sign, a in ((1, p.chosen), (-1, p.rejected))
+            )
+            for p in preferred
+        ]
+    assert min(gained) > 0  # by the saved weights, not by the trainer's word
+
+
+def test_same_seed_same_weights_other_seed_other_weights(store: Store, tmp_path: Path) -> None:
+    stage = SFT(
+        input=keep(store, list(questions(images(store), 6)), QA), model=str(tiny("llava", tmp_path)), batch_size=4,
+        max_steps=4,
+    )  # fmt: skip
+    weights = []
+    for key, seed in (("a", 1), ("b", 1), ("c", 2)):
+        _, out = run(stage.model_copy(update={"seed": seed}), store, key)
+        weights.append((out.path / "model" / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_how_it_runs_changes_nothing(store: Store, tmp_path: Path) -> None:
+    """Runtime fields are out of the key, so the weights must not depend on them."""
+    stage = SFT(
+        input=keep(store, list(questions(images(store), 9)), QA), model=str(tiny("mllama", tmp_path)), batch_size=4,
+        epochs=2,
+    )  # fmt: skip
+    _, usual = run(stage, store, "a")
+    _, other = run(stage.model_copy(update={"save_steps": 2, "image_cache_gb": 0.0}), store, "b")
+    name = "model/adapter_model.safetensors"
+    assert (usual.path / name).read_bytes() == (other.path / name).read_bytes()
+
+
+def test_no_rows(store: Store, tmp_path: Path) -> None:
+    base = str(tiny("llava", tmp_path))
+    with pytest.raises(UserError, match=r"no rows to train on: .*data is empty"):
+        run(SFT(input=keep(store, [], QA), model=base), store)
+    path, *_ = images(store)
+    long = [qa(i, path, "red", "blue " * 30) for i in range(3)]
+    stage = SFT(input=keep(store, [*long, qa(9, path, "red", " ")], QA, "bad"), model=base, max_length=40)
+    with pytest.raises(UserError, match=r"all 4 of .* are set aside \(too long 3, empty answer 1\)"):
+        run(stage, store)
+
+
+def test_a_preset_for_an_adapter_is_refused(store: Store, tmp_path: Path) -> None:
+    source = keep(store, list(questions(images(store), 4)), QA)
+    base = str(tiny("llava", tmp_path))
+    _, out = run(SFT(input=source, model=base, batch_size=4), store)
+    stage = SFT(input=source, model=str(out.path / "model"), adapter=Preset(), batch_size=4)
+    with pytest.raises(UserError, match="adapter: the model is an adapter already"):
+        run(stage, store, "b")
+
+
+def test_a_loss_that_is_no_number_stops_the_training(store: Store, tmp_path: Path) -> None:
+    stage = SFT(
+        input=keep(store, list(questions(images(store), 4)), QA), model=str(tiny("mllama", tmp_path)), batch_size=4,
+        max_steps=9, learning_rate=1e30, warmup_ratio=0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"is nan at step \d: lower learning_rate, now 1e\+30"):
+        run(stage, store)
+
+
+def test_a_changed_language_model_is_not_written(store: Store, tmp_path: Path) -> None:
+    class Vandal(MendedSFT):  # type: ignore[misc]
+        def train(self, **options: Any) -> Any:
+            result = super().train(**options)
+            with torch.no_grad():
+                self.model.get_output_embeddings().weight[3, 3] += 1e-3
+            return result
+
+    asked = questions(images(store), 4)
+    stage = SFT(input="rows", model=str(tiny("mllama", tmp_path)), batch_size=4)
+    task = Task("sft", lambda row: (row.prompt, [row.completion]), Vandal, SFTConfig)
+    with begin(store, "sft", "a") as out:
+        with pytest.raises(RuntimeError, match="the language model is not what it was"):
+            train(stage, "rows", list(asked), task, out)
+        assert not (out.path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "message"),
+    [
+        (SFT, {"batch_size": 32, "micro_batch": 5}, "micro_batch: 5 does not divide batch_size, which is 32"),
+        (DPO, {"loss_type": ["sigmoid"]}, "loss_weights: 2 weights for 1 of loss_type"),
+        (DPO, {"loss_type": ["exo_pair"], "loss_weights": [1.0]}, "label_smoothing: exo_pair needs a value above 0"),
+        (SFT, {"learning_rate": -1.0}, "learning_rate: .*greater than 0"),
+        (SFT, {"learning_rat": 1.0}, "did you mean 'learning_rate'"),
+        (DPO, {"loss_type": ["sigmoidal"]}, "loss_type"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(stage: Any, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(stage, {"input": "a", "model": "b", **config}, Source("test")).check()

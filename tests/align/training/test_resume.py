@@ -1,0 +1,98 @@
+"""A training killed with SIGKILL continues to the weights of an uninterrupted one, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import align
+from align.artifact import Store, begin
+from align.records import QA, Pair
+from align.sft import SFT
+from align.training.trainers import last_checkpoint
+from tests.align.training.corpus import images, keep, pairs, questions, tiny
+
+HERE = Path(__file__).parent
+STEPS = 60
+
+
+def start(store: Store, key: str, name: str, config: dict[str, Any]) -> subprocess.Popen[bytes]:
+    root = str(Path(align.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(HERE / "child.py"), str(store.root), key, name, json.dumps(config)]
+    with (store.root / f"{key}.log").open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def finish(process: subprocess.Popen[bytes], store: Store, key: str) -> None:
+    assert process.wait(300) == 0, (store.root / f"{key}.log").read_text()[-3000:]
+
+
+def kill_after(process: subprocess.Popen[bytes], checkpoints: Path, step: int) -> None:
+    """SIGKILL as soon as the checkpoint of `step` is whole."""
+    while not (checkpoints / f"checkpoint-{step}" / "complete.json").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_killed_training_continues_to_the_same_weights(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    base = str(tiny("mllama", tmp_path))
+    paths = images(store)
+    rows, row_type = (questions(paths, 22), QA) if name == "sft" else (pairs(paths, 22), Pair)
+    # 22 rows by 8: the last batch of an epoch is smaller, and stops fall in the middle of epochs
+    config = {
+        "input": keep(store, list(rows), row_type), "model": base, "batch_size": 8, "micro_batch": 4, "seed": 3,
+        "max_steps": STEPS, "learning_rate": 3e-3, "save_steps": 7,
+        "adapter": {"rank": 4, "dropout": 0.1, "connector": "full"},
+    }  # fmt: skip
+    if name == "dpo":  # from an adapter that knows something, so that the reference is not the base
+        source = keep(store, list(questions(paths, 8)), QA, "first")
+        with begin(store, "sft", "first") as out:
+            SFT.model_validate({**config, "input": source, "max_steps": 10}).run(out)
+        config["model"] = str(out.path / "model")
+        config["adapter"] = None
+
+    uninterrupted = start(store, "whole", name, config)
+    folder = Path(f"{store.artifact(name, 'killed')}.partial")
+    killed = start(store, "killed", name, config)
+    kill_after(killed, folder / "checkpoints", 14)
+    torn = folder / "checkpoints" / f"checkpoint-{STEPS - 1}"  # as a kill leaves it while it is being written
+    shutil.copytree(folder / "checkpoints" / "checkpoint-14", torn)
+    (torn / "complete.json").unlink()
+    (torn / "optimizer.pt").write_bytes(b"half of i")
+    finish(start(store, "killed", name, config), store, "killed")
+    finish(uninterrupted, store, "whole")
+
+    whole = Path(f"{store.artifact(name, 'whole')}.partial")
+    expected = load_file(whole / "model" / "adapter_model.safetensors")
+    found = load_file(folder / "model" / "adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    for tensor in expected:
+        assert bytes(found[tensor].numpy()) == bytes(expected[tensor].numpy()), tensor
+    metrics = [json.loads((path / "metrics.json").read_text()) for path in (whole, folder)]
+    assert metrics[0]["curve"] == metrics[1]["curve"]
+    assert [point["step"] for point in metrics[0]["curve"]] == list(range(1, STEPS + 1))
+    assert not (folder / "checkpoints").exists()
+
+
+def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "complete.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"  # by number, not by name
+    assert not (tmp_path / "checkpoint-100").exists()
