@@ -42,8 +42,8 @@ def _images(folder: Path) -> list[str]:
 
 def _rows(folder: Path, pairs: bool) -> list[Any]:
     made: list[Any] = []
-    for image in _images(folder):
-        for q, question in enumerate(QUESTIONS):
+    for q, question in enumerate(QUESTIONS):
+        for image in _images(folder):
             prompt = [Message(role="user", content=question)]
             answers = [[Message(role="assistant", content=ANSWERS[(q + k) % 4])] for k in range(2)]
             common = {"id": f"{image} {q}", "images": [image], "prompt": prompt, "image_id": image, "kind": "read"}
