@@ -1,0 +1,219 @@
+"""Repeated texts and images, and overlap with an evaluation, on pictures drawn here and on real receipts."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from align.artifact import Store
+from align.errors import UserError
+from align.records import QA, Dropped, ImageRow
+from data_gen.dedup import Decontaminate, ImageDuplicates, Looks, TextDuplicates, look_of, plain
+from data_gen.predicates import Filter, Step
+from tests.data_gen.manifests import DATA, noise, port, put_images, qa
+
+
+def through(filter: Filter, rows: Iterable[QA], root: Path) -> tuple[list[QA], list[Dropped]]:
+    aside: list[Dropped] = []
+    step = Step(aside.append, root / "steps", Store(root), 0, 0)
+    return list(filter.apply(rows, step)), aside
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, kind, **options)
+    return Image.open(buffer)
+
+
+LONG = "How many of these statements are true of the chart: the tallest bar is {} and the lowest bar stands left of it?"
+
+
+def test_texts_within_an_image(tmp_path: Path) -> None:
+    a, b = put_images(tmp_path, {"train/a.png": noise(1), "train/b.png": noise(2)})
+    rows = [
+        qa(a, "How many bars are there?", "3"),
+        qa(a, "  how many BARS are there ", "4"),  # the same question, whatever the answer
+        qa(b, "How many bars are there?", "3"),  # on another image
+        qa(a, "What is the value of the red bar?", "3"),
+        qa(a, "What is the value of the blue bar?", "3"),  # another question
+        qa(a, LONG.format("red"), "1"),
+        qa(a, LONG.format("red").replace("these statements", "the statements"), "1"),  # nearly the same
+        qa(a, LONG.format("red").replace("these statements", "all statements"), "2"),  # with another answer
+        qa(a, "Is the total more than 1.5?", "yes"),
+        qa(a, "Is the total more than 15?", "yes"),
+    ]
+    kept, aside = through(TextDuplicates(), rows, tmp_path)
+    assert [r.id for r in kept] == [rows[i].id for i in (0, 2, 3, 4, 5, 7, 8, 9)]
+    assert [d.id for d in aside] == [rows[1].id, rows[6].id]
+    assert {d.reason for d in aside} == {"text_duplicates"}
+    assert rows[0].id in aside[0].detail
+    exact_only, _ = through(TextDuplicates(near=1), rows, tmp_path)
+    assert [r.id for r in exact_only] == [rows[i].id for i in (0, 2, 3, 4, 5, 6, 7, 8, 9)]
+
+
+def test_texts_across_images(tmp_path: Path) -> None:
+    a, b = put_images(tmp_path, {"train/a.png": noise(1), "train/b.png": noise(2)})
+    rows = [qa(a, "How many?", "3"), qa(b, "how many", "3."), qa(b, "How many now?", "4")]
+    kept, aside = through(TextDuplicates(across_images=True), rows, tmp_path)
+    assert [r.id for r in kept] == [rows[0].id, rows[2].id]
+    assert "another image" in aside[0].detail
+    assert len(through(TextDuplicates(), rows, tmp_path)[0]) == 3
+
+
+def test_plain_text_keeps_what_changes_a_number() -> None:
+    assert plain("  The, TOTAL (is): $9.00! ") == "the total is $ 9.00"
+    assert plain("-5") != plain("5")
+    assert plain("1.5") != plain("15")
+
+
+def test_an_image_saved_again_is_the_same_and_another_one_is_not(tmp_path: Path) -> None:
+    first = noise(1, (300, 200))
+    pictures = {
+        "train/a.png": first,
+        "train/jpeg.png": saved(first, "JPEG", quality=60),
+        "train/half.png": first.resize((150, 100)),
+        "train/other.png": noise(2, (300, 200)),
+        "train/colors.png": Image.merge("RGB", [first.convert("L")] * 3),  # equal brightness, no colour
+        "train/mirror.png": first.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    }
+    images = put_images(tmp_path, pictures)
+    rows = [qa(image, f"Question {n}?", "x") for image in images for n in range(2)]
+    kept, aside = through(ImageDuplicates(), rows, tmp_path)
+    names = {image.id: image.name for image in images}
+    assert [names[r.image_id] for r in kept[::2]] == [
+        "train/a.png",
+        "train/other.png",
+        "train/colors.png",
+        "train/mirror.png",
+    ]
+    assert len(kept) == 8
+    assert {d.reason for d in aside} == {"image_duplicates"}
+    assert all(images[0].id in d.detail for d in aside)
+
+
+def test_the_look_is_made_of_the_cosine_transform(tmp_path: Path) -> None:
+    """Against the definition of the DCT-II, summed coefficient by coefficient."""
+    path = tmp_path / "x.png"
+    noise(3, (64, 64)).save(path)
+    grey = np.asarray(Image.open(path).convert("L"), float)
+    waves = [np.cos(np.pi * (2 * np.arange(64) + 1) * k / 128) for k in range(16)]
+    low = np.array([(grey * np.outer(u, v)).sum() for u in waves for v in waves])
+    low[0] = 0
+    rooted = np.sign(low) * np.abs(low) ** 0.5
+    assert np.allclose(look_of(str(path))[0], rooted / np.linalg.norm(rooted), atol=1e-6)
+
+
+def test_search_finds_what_comparing_each_finds() -> None:
+    rng = np.random.default_rng(0)
+    cells = np.zeros(16 * 16 * 3, np.uint8)
+    waves = rng.normal(size=(600, 256)).astype(np.float32)
+    waves[300:] = waves[:300] + rng.normal(size=(300, 256)) * rng.random((300, 1))  # near one of the first half
+    waves /= np.linalg.norm(waves, axis=1, keepdims=True)
+    known = Looks()
+    for n in range(300):
+        known.add(str(n), (waves[n], cells))
+    sizes = set()
+    for n in range(300, 600):
+        apart = np.array([1 - float(waves[i] @ waves[n]) for i in range(300)])
+        found = list(known.near((waves[n], cells), 0.1))
+        assert set(found) == {str(i) for i in np.flatnonzero(apart <= 0.1)}
+        sizes.add(len(found))
+    assert sizes == {0, 1}
+    assert next(known.near((waves[5], cells), 0.999)) == "5"  # the nearest first
+
+
+def test_blank_images_are_alike_where_their_colors_are(tmp_path: Path) -> None:
+    looks = []
+    for color in ("white", "white", "black"):
+        Image.new("RGB", (40 + len(looks), 30), color).save(tmp_path / "x.png")
+        looks.append(look_of(str(tmp_path / "x.png")))
+    known = Looks()
+    known.add("first", looks[0])
+    assert list(known.near(looks[1], 0)) == ["first"]
+    assert list(known.near(looks[2], 0)) == []
+
+
+@pytest.mark.skipif(not (DATA / "sroie").is_dir(), reason="the shared receipts are not beside the checkout")
+def test_real_receipts(tmp_path: Path) -> None:
+    """Two scans of one bill are alike; receipts of the same shop are not; a receipt saved again is."""
+    files = sorted((DATA / "sroie" / "img").glob("*.jpg"))
+    known, alike = Looks(), []
+    for file in files:
+        look = look_of(str(file))
+        alike += [{before, file.stem} for before in known.near(look, 0.008)]
+        known.add(file.stem, look)
+    assert sorted(map(sorted, alike)) == [["074", "624"], ["076", "625"], ["235", "237"]]
+    for file in files[:15]:
+        picture, path = Image.open(file), tmp_path / "again.png"
+        for again in (saved(picture, "JPEG", quality=30), picture.resize((picture.width // 2, picture.height // 2))):
+            again.save(path)
+            assert file.stem in list(known.near(look_of(str(path)), 0.008))
+
+
+def evaluation(root: Path, images: list[ImageRow], questions: list[QA], **config: float) -> Decontaminate:
+    return Decontaminate(
+        evaluation_images=port(root, "images-1", "images", images),
+        evaluation_questions=port(root, "questions-1", "questions", questions),
+        **config,
+    )
+
+
+def test_decontamination(tmp_path: Path) -> None:
+    first = noise(1, (300, 200))
+    turned = first.rotate(2, fillcolor=(128, 128, 128))
+    train = put_images(
+        tmp_path,
+        {
+            "train/same.png": first,
+            "train/jpeg.png": saved(first, "JPEG", quality=70),
+            "train/turned.png": turned,
+            "train/other.png": noise(2, (300, 200)),
+        },
+    )
+    (shown, unasked) = put_images(tmp_path, {"eval/first.png": first, "eval/unasked.png": noise(9)})
+    look = {image.name: look_of(image.images[0])[0] for image in [*train, shown]}
+    apart = {n: 1 - float(look[n] @ look["eval/first.png"]) for n in look}
+    assert 0.008 < apart["train/turned.png"] <= 0.3 < apart["train/other.png"]
+    long_answer = "a red bar and a blue bar stand on the left of it"
+    asked = [qa(shown, "How many bars?", "3"), qa(shown, "What is there?", long_answer)]
+    same, jpeg, turn, other = train
+    rows = [
+        qa(same, "Is it a chart?", "yes"),
+        qa(jpeg, "Is it a chart?", "yes"),
+        qa(turn, "how many bars", "3"),
+        qa(turn, "How many bars?", "4"),
+        qa(other, "How many bars?", "3"),
+        qa(other, "What is there?", long_answer),
+        qa(shown, "How many bars?", "3"),
+    ]
+    sieve = evaluation(
+        tmp_path, [shown, unasked, other.model_copy(update={"split": "train"})], asked, distance_of_same_text=0.3
+    )
+    kept, aside = through(sieve, rows, tmp_path)
+    assert [r.id for r in kept] == [rows[3].id, rows[4].id, rows[6].id]  # rows of the evaluation itself pass
+    said = {d.id: d.detail for d in aside}
+    assert "is in the evaluation" in said[rows[0].id]
+    assert "looks like" in said[rows[1].id]
+    assert "looks somewhat like" in said[rows[2].id]
+    assert "long answer" in said[rows[5].id]
+    only_images = Decontaminate(evaluation_images=sieve.evaluation_images)
+    assert [d.id for d in through(only_images, rows, tmp_path)[1]] == [rows[0].id, rows[1].id]
+    only_questions = Decontaminate(evaluation_questions=sieve.evaluation_questions, distance_of_same_text=0.3)
+    assert len(through(only_questions, rows, tmp_path)[1]) == 4
+
+
+def test_decontamination_needs_an_evaluation() -> None:
+    with pytest.raises(UserError, match="evaluation_images, evaluation_questions"):
+        Decontaminate().check()
+
+
+def test_an_image_that_is_gone(tmp_path: Path) -> None:
+    (image,) = put_images(tmp_path, {"train/a.png": noise(1)})
+    row = qa(image, "What?", "x").model_copy(update={"images": [str(tmp_path / "gone.png")]})
+    for sieve in (ImageDuplicates(), evaluation(tmp_path, [image.model_copy(update={"id": "x", "split": "eval"})], [])):
+        kept, aside = through(sieve, [row], tmp_path)
+        assert not kept
+        assert "cannot be opened" in aside[0].detail
