@@ -1,13 +1,8 @@
 import base64
 import io
-import json
 import socket
-import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
 from typing import Any
 
 import pytest
@@ -18,116 +13,13 @@ from align.engine import EngineDied, Request, Server, open_engine
 from align.engines.server import normal_url
 from align.errors import UserError
 from align.records import Message, Sampling
-
-
-class Fake(ThreadingHTTPServer):
-    """A chat server that does what the last word of the question says, and remembers what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.attempts: Counter[str] = Counter()
-        self.payloads: list[dict[str, Any]] = []
-        self.times: dict[str, list[float]] = {}
-        self.keys: set[str] = set()
-        self.now = self.most = 0
-        self.lock = Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-def text_of(payload: dict[str, Any]) -> str:
-    content = payload["messages"][-1]["content"]
-    return content if isinstance(content, str) else content[-1]["text"]
-
-
-def choice(text: Any, index: int = 0, **more: Any) -> dict[str, Any]:
-    return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Fake
-
-    def do_POST(self) -> None:
-        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        word = text_of(payload).split()[-1]
-        with self.server.lock:
-            self.server.now += 1
-            self.server.most = max(self.server.most, self.server.now)
-            self.server.attempts[word] += 1
-            attempt = self.server.attempts[word]
-            self.server.payloads.append(payload)
-            self.server.times.setdefault(word, []).append(time.monotonic())
-            self.server.keys.add(self.headers.get("Authorization", ""))
-        try:
-            self.behave(word, attempt, payload)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
-
-    def behave(self, word: str, attempt: int, payload: dict[str, Any]) -> None:
-        good = {"choices": [choice(f"{word} {i} seed {payload['seed']}", i) for i in range(payload["n"])]}
-        name, _, argument = word.partition(":")
-        if name == "status" and attempt == 1:
-            self.send(int(argument), {"error": {"message": "come back"}}, {"Retry-After": "0.3"})
-        elif name == "always":
-            self.send(int(argument), {"error": {"message": f"never {'x' * 999}"}}, {"Retry-After": "0.01"})
-        elif name == "hang":
-            time.sleep(3)
-        elif name == "drop":
-            self.connection.shutdown(socket.SHUT_RDWR)
-        elif name == "html":
-            self.send(200, b"<!DOCTYPE html><html>Bad gateway</html>", {"Content-Type": "text/html"})
-        elif name == "body":
-            self.send(200, argument.encode())
-        elif name == "nothing":
-            self.send(200, b"")
-        elif name == "bytes":
-            self.send(200, b"\xff\xfe\x00{")
-        elif name == "short":
-            self.send(200, {"choices": good["choices"][:1]})
-        elif name == "none":
-            self.send(200, {"choices": [choice(None), *good["choices"][1:]]})
-        elif name == "filter":
-            self.send(200, {"choices": [choice("", finish_reason="content_filter")] * payload["n"]})
-        elif name == "reversed":
-            self.send(200, {"choices": good["choices"][::-1]})
-        elif name == "slow":
-            time.sleep(0.1)
-            self.send(200, good)
-        elif name == "length":
-            self.send(200, {"choices": [choice("cut", finish_reason="length")] * payload["n"]})
-        elif name == "logprobs":
-            top = [{"token": "5", "logprob": -0.25}, {"token": "1", "logprob": -2}, {"token": "5", "logprob": -9}]
-            tokens = {"content": [{"token": "5", "logprob": -0.25, "top_logprobs": top}]}
-            self.send(200, {"choices": [choice("5", logprobs=tokens)] * payload["n"]})
-        else:
-            self.send(200, good)
-
-    def send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json"}.items():
-            self.send_header(name, (headers or {}).get(name, value))
-        if headers and "Retry-After" in headers:
-            self.send_header("Retry-After", headers["Retry-After"])
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+from tests.fake_server import Fake
 
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    server = Fake()
-    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Fake() as server:
+        yield server
 
 
 def config(fake: Fake, **more: Any) -> Server:
@@ -256,8 +148,7 @@ def test_no_more_at_once_than_asked_for(fake: Fake) -> None:
 def test_a_server_that_dies_is_told_apart_from_a_bad_request(fake: Fake) -> None:
     with open_engine(config(fake)) as engine:
         assert not engine.generate([ask("fine")])[0].error
-        fake.shutdown()
-        fake.server_close()
+        fake.stop()
         with pytest.raises(EngineDied, match="nothing listens"):
             engine.generate([ask(f"later {i}") for i in range(5)])
 
