@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.progress import progress
 from align.training.collate import IGNORED, pad
 from align.training.encode import Encoded, Example
 from align.tree.batching import ImageOrder
 from align.tree.forward import Tree, score
 from align.tree.layout import Path
+from align.tree.references import References, reference_digest, sample_digest
 from align.tree.vision import Entrance, Images, Vision
+from align.vision_cache import file_digest
 
 Positions = Callable[[Images, Mapping[str, Tensor]], Tensor | None]
 """The positions of a sequence from its images and inputs along the tokens; None where they simply count."""
@@ -46,15 +49,21 @@ class TreeCollator:
     """The `data_collator` of a trainer over rows {"index": n}: the tokens as TRL's collators lay them out, for its
     masks and counts, and the trees that the log-probabilities come from. No pixel is touched here.
 
-    `references`, where set, holds the reference's log-probabilities, [examples, 2]."""
+    `references`, where set, holds the reference's log-probabilities, [examples, 2]; `store` is where they are kept."""
 
     def __init__(
-        self, examples: Sequence[Example], vision: Vision, pad_token_id: int, positions: Positions = lambda *_: None
+        self,
+        examples: Sequence[Example],
+        vision: Vision,
+        pad_token_id: int,
+        positions: Positions = lambda *_: None,
+        store: References | None = None,
     ) -> None:
         self.examples = examples
         self.vision = vision
         self.pad_token_id = pad_token_id
         self.positions = positions
+        self.store = store
         self.references: Tensor | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,15 +86,23 @@ class TreeCollator:
         self.vision.prefetch([tree.images for tree in batch["forest"].trees])
         return batch
 
+    def sample_keys(self, example: int, how: str) -> tuple[str, str]:
+        """The digests of an example's two sequences, see `sample_digest`."""
+        chosen = self.examples[example]
+        images = [file_digest(chosen.image)]
+        first, second = (sample_digest(self._path((chosen.image,), s), images, how) for s in chosen.sequences)
+        return first, second
+
+    def _path(self, images: Images, sequence: Encoded) -> Path:
+        return path_of(sequence, self.vision.entrance, self.positions(images, sequence.inputs))
+
     def _forest(self, rows: Sequence[tuple[Images, Encoded]]) -> Forest:
         groups: dict[Images, list[int]] = {}
         for row, (images, _) in enumerate(rows):
             groups.setdefault(images, []).append(row)
         trees = []
         for images, members in groups.items():
-            sequences = [rows[row][1] for row in members]
-            paths = [path_of(s, self.vision.entrance, self.positions(images, s.inputs)) for s in sequences]
-            trees.append(Tree.of(paths, images))
+            trees.append(Tree.of([self._path(images, rows[row][1]) for row in members], images))
         return Forest(tuple(trees), torch.tensor([row for members in groups.values() for row in members]))
 
 
@@ -126,6 +143,40 @@ class OverTrees:
         """TRL's own, which switches the adapter off (or to the frozen copy) around the call."""
         parent: Any = super()
         return parent.compute_ref_log_probs(self._planted(model), inputs)
+
+    def references(self, examples: int) -> Tensor | None:
+        """The reference's log-probabilities [examples, 2] (chosen, rejected), float32 on the CPU, None for SFT. Those
+        that the collator's store knows are taken from it, the others computed image by image and kept there."""
+        trainer: Any = self
+        collator: TreeCollator = trainer.data_collator
+        if len(collator.examples[0].sequences) == 1:
+            return None
+        trainer.model.eval()
+        reference, keys = "", [("", "")] * examples
+        known: dict[str, float] = {}
+        if collator.store is not None:
+            adapter = "ref" if "ref" in trainer.model.peft_config else None
+            reference = reference_digest(trainer.model, trainer.processing_class, adapter)
+            keys = [collator.sample_keys(i, f"ld_alpha {trainer.ld_alpha}") for i in range(examples)]
+            known = collator.store.known(reference, [key for pair in keys for key in pair])
+        found = torch.zeros(examples, 2)
+        missing = []
+        for i in sorted(range(examples), key=lambda i: (collator.examples[i].image, i)):
+            if all(key in known for key in keys[i]):
+                found[i] = torch.tensor([known[key] for key in keys[i]])
+            else:
+                missing.append(i)
+        size = trainer.args.per_device_train_batch_size
+        with progress(len(missing), "reference") as bar:
+            for start in range(0, len(missing), size):
+                rows = missing[start : start + size]
+                batch = trainer._prepare_inputs(collator([{"index": i} for i in rows]))
+                found[rows] = torch.stack(self.compute_ref_log_probs(trainer.model, batch), dim=1).float().cpu()
+                if collator.store is not None:
+                    numbers = {k: v for i in rows for k, v in zip(keys[i], found[i].tolist(), strict=True)}
+                    collator.store.keep(reference, numbers)
+                bar.update(len(rows))
+        return found
 
     def _planted(self, model: Any) -> _Planted:
         trainer: Any = self

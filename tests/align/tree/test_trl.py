@@ -82,7 +82,7 @@ class Setting:
             "train_sampling_strategy": "sequential", "disable_tqdm": True, "bf16": False, "max_grad_norm": 1e9,
             "lr_scheduler_type": "constant",
         }  # fmt: skip
-        return (DPOConfig if self.pairs else SFTConfig)(**common, **extra)
+        return (DPOConfig if self.pairs else SFTConfig)(**{**common, **extra})
 
     def plain(self, **extra: Any) -> Any:
         """TRL, with rows encoded so that Mllama works."""

@@ -1,0 +1,83 @@
+"""The reference's log-probabilities, computed once and kept on disk.
+
+In: a reference model and samples, each by a digest of all that its number depends on. Out: one number a sequence. They
+are used again in every epoch, after a stop, and by every later run with the same reference; each batch is kept as soon
+as it is computed. A reference that moves while training does (an average of the policy) is never kept.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+
+from align.adapter import plain_name
+from align.tree.layout import Path
+from align.tree.vision import unwrapped
+
+
+class References:
+    """A file of numbers by (reference, sample); several processes may use it at a time."""
+
+    def __init__(self, file: FilePath) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._open()) as db, db:
+            db.execute(
+                "create table if not exists logps (reference text, sample text, logp real, "
+                "primary key (reference, sample)) without rowid"
+            )
+
+    def known(self, reference: str, samples: Sequence[str]) -> dict[str, float]:
+        """The numbers that are there, by sample."""
+        found: dict[str, float] = {}
+        with closing(self._open()) as db:
+            for sample in dict.fromkeys(samples):
+                query = "select logp from logps where reference = ? and sample = ?"
+                row = db.execute(query, (reference, sample)).fetchone()
+                if row is not None:
+                    found[sample] = row[0]
+        return found
+
+    def keep(self, reference: str, numbers: Mapping[str, float]) -> None:
+        """Keep numbers by sample, all or none."""
+        with closing(self._open()) as db, db:
+            rows = [(reference, sample, number) for sample, number in numbers.items()]
+            db.executemany("insert or replace into logps values (?, ?, ?)", rows)
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.file, timeout=60)
+
+
+def reference_digest(model: Any, processor: Any, adapter: str | None = None) -> str:
+    """sha256 of the base model's weights and buffers, those of the PEFT adapter of this name if the reference has one,
+    its scale, and the image processor's settings."""
+    whole = hashlib.sha256()
+    base = unwrapped(model)
+    for name, tensor in sorted((*model.named_parameters(), *model.named_buffers())):
+        of_adapter = "lora_" in name or "modules_to_save." in name
+        if of_adapter and (adapter is None or adapter not in name.split(".")):
+            continue
+        label = name if of_adapter else plain_name(name)
+        whole.update(f"{label} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        for piece in tensor.detach().reshape(-1).split(1 << 24):
+            whole.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
+    if adapter is not None:
+        config = model.peft_config[adapter]
+        whole.update(f"{config.r} {config.lora_alpha} {config.use_rslora}".encode())
+    settings = [base.config.to_dict(), processor.image_processor.to_dict()]
+    whole.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return whole.hexdigest()
+
+
+def sample_digest(path: Path, images: Sequence[str], how: str = "") -> str:
+    """sha256 of a sequence: its tokens with targets, positions and side inputs, its images' digests, and `how` its
+    number is made of its tokens' where that is not their sum."""
+    table = path.table()
+    whole = hashlib.sha256(f"{list(table.shape)} {list(images)} {how}\n".encode())
+    whole.update(table.numpy().tobytes())
+    return whole.hexdigest()

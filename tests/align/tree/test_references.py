@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.tree.references import References, reference_digest, sample_digest
+from tests.align.tree.test_trl import Setting, run
+from tests.plain import tiny_case
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.getbasetemp() / "tiny"
+    root.mkdir(exist_ok=True)
+    return root
+
+
+def test_numbers_come_back_to_the_bit_and_by_reference(tmp_path):
+    store = References(tmp_path / "a" / "references.sqlite")
+    number = torch.tensor([-12.34567]).item()
+    store.keep("one", {"x": number, "y": 2.0})
+    store.keep("two", {"x": 1.0})
+    again = References(store.file)
+    assert again.known("one", ["x", "z"]) == {"x": number}
+    assert again.known("two", ["x", "y"]) == {"x": 1.0}
+
+
+def test_the_digest_follows_the_reference_and_not_the_policy(root):
+    told = tiny_case(root, "llava")
+    model = told.model
+    digest = reference_digest(model, told.processor)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(1)
+    assert reference_digest(model, told.processor) == digest
+    assert reference_digest(model, told.processor, "default") != digest
+    before = reference_digest(model, told.processor, "default")
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).add_(1)
+    assert reference_digest(model, told.processor, "default") != before
+    with torch.no_grad():
+        model.get_base_model().lm_head.weight[0, 0] += 1e-3
+    assert reference_digest(model, told.processor) != digest
+
+
+def test_the_digest_of_a_sample_follows_all_that_its_number_depends_on(root):
+    told = tiny_case(root, "mllama")
+    path = told.path(0)
+    digests = {
+        sample_digest(path, ["i"]),
+        sample_digest(told.path(2), ["i"]),
+        sample_digest(path, ["j"]),
+        sample_digest(path, ["i"], "ld_alpha 0.5"),
+    }
+    other = {**path.sides, "cross_attention_mask": path.sides["cross_attention_mask"] * 0}
+    digests.add(sample_digest(type(path)(path.ids, path.labels, sides=other), ["i"]))
+    assert len(digests) == 5
+    assert sample_digest(told.path(0), ["i"]) in digests
+
+
+def _counted(trainer):
+    calls = []
+    compute = trainer.compute_ref_log_probs
+
+    def counting(model, inputs):
+        calls.append(len(inputs["input_ids"]) // 2)
+        return compute(model, inputs)
+
+    trainer.compute_ref_log_probs = counting
+    return calls
+
+
+@pytest.mark.parametrize("family", ["mllama", "llava"])
+def test_a_later_run_takes_them_from_disk_and_trains_the_same(root, tmp_path, family):
+    setting = Setting(root, family, pairs=True)
+    expected, gradients, _ = run(setting.plain())
+    logs = []
+    for computed in (6, 0):
+        trainer = setting.tree()
+        trainer.data_collator.store = References(tmp_path / "references.sqlite")
+        calls = _counted(trainer)
+        trainer.data_collator.references = trainer.references(6)
+        assert sum(calls) == computed
+        found, same, _ = run(trainer)
+        assert sum(calls) == computed
+        logs.append((found[0]["loss"], trainer.data_collator.references))
+        assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-5)
+        for name, gradient in gradients.items():
+            assert (same[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max()
+    assert logs[0][0] == logs[1][0]
+    assert logs[0][1].equal(logs[1][1])
+
+
+def test_a_stop_loses_one_batch_at_most(root, tmp_path):
+    setting = Setting(root, "llava", pairs=True)
+    store = References(tmp_path / "references.sqlite")
+    arguments = setting.arguments
+    setting.arguments = lambda **extra: arguments(**{"per_device_train_batch_size": 2, **extra})
+    trainer = setting.tree()
+    trainer.data_collator.store = store
+    calls = _counted(trainer)
+    compute = trainer.compute_ref_log_probs
+
+    def stopped(model, inputs):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return compute(model, inputs)
+
+    trainer.compute_ref_log_probs = stopped
+    with pytest.raises(KeyboardInterrupt):
+        trainer.references(6)
+    again = setting.tree()
+    again.data_collator.store = store
+    calls = _counted(again)
+    whole = again.references(6)
+    assert sum(calls) == 2
+    fresh = setting.tree().references(6)
+    torch.testing.assert_close(whole, fresh, atol=1e-5, rtol=0)
