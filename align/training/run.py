@@ -48,7 +48,7 @@ def train(stage: Training, source: str, rows: list[Row], task: Task, out: Out) -
     where the model is an adapter and a preset is given too, or where the loss is no number any more; RuntimeError
     where the language model has changed.
     """
-    from align.training.trainers import ADAPTER
+    from align.training.trainers import save_adapter
 
     if not rows:
         raise UserError(f"no rows to train on: {source} is empty")
@@ -69,8 +69,7 @@ def train(stage: Training, source: str, rows: list[Row], task: Task, out: Out) -
     metrics = _fit(stage, model, processor, examples, pixels, task, out)
 
     folder = out.folder("model")
-    model.save_pretrained(folder, selected_adapters=[ADAPTER])
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card of blanks
+    save_adapter(model, folder)
     processor.save_pretrained(folder)
     shutil.rmtree(out.folder("checkpoints"))
     return {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -20,6 +21,13 @@ from align.progress import progress
 ADAPTER = "default"
 """PEFT's name of the adapter that trains; TRL's DPO calls its frozen copy "ref"."""
 _COMPLETE = "complete.json"
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """The adapter that trains: its config and its weights. PEFT would ask the hub whether the base's embedding has
+    grown, and adds a model card of blanks."""
+    model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 class _Mended(Trainer):  # type: ignore[misc]
@@ -34,7 +42,7 @@ class _Mended(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The trained adapter alone. transformers adds the processor, and its arguments as a pickle; PEFT adds DPO's
         frozen copy in a sub-folder, and where there is one, transformers (5.19) restores nothing else."""
-        self.model.save_pretrained(output_dir or self.args.output_dir, selected_adapters=[ADAPTER])
+        save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A checkpoint is whole once its last file is there; transformers writes straight into its folder, so one cut
@@ -102,4 +110,4 @@ def last_checkpoint(folder: Path) -> Path | None:
     return whole[max(whole)] if whole else None
 
 
-__all__ = ["ADAPTER", "DPOConfig", "MendedDPO", "MendedSFT", "SFTConfig", "Watch", "last_checkpoint"]
+__all__ = ["ADAPTER", "DPOConfig", "MendedDPO", "MendedSFT", "SFTConfig", "Watch", "last_checkpoint", "save_adapter"]

@@ -167,6 +167,30 @@ def test_a_changed_language_model_is_not_written(store: Store, tmp_path: Path) -
         with pytest.raises(RuntimeError, match="the language model is not what it was"):
             train(stage, "rows", list(asked), task, out)
         assert not (out.path / "model").exists()
+        # the training itself is kept: the next run only has to look again
+        metrics = train(stage, "rows", list(asked), Task("sft", task.parts, MendedSFT, SFTConfig), out)
+    assert (metrics["steps"], len(metrics["curve"]), metrics["proof"]["equal"]) == (1, 1, True)
+    with begin(store, "sft", "b") as direct:
+        train(stage, "rows", list(asked), Task("sft", task.parts, MendedSFT, SFTConfig), direct)
+    name = "model/adapter_model.safetensors"
+    assert (out.path / name).read_bytes() == (direct.path / name).read_bytes()
+
+
+@pytest.mark.parametrize("stage", [SFT, DPO])
+def test_half_precision_around_a_float32_adapter(stage: Any, store: Store, tmp_path: Path) -> None:
+    """bfloat16 frozen weights: the adapter stays float32, and the first loss is float32's to bfloat16's precision."""
+    paths = images(store)
+    found = list(questions(paths, 4)) if stage is SFT else list(pairs(paths, 4))
+    common = {
+        "input": keep(store, found, QA if stage is SFT else Pair), "model": str(tiny("mllama", tmp_path)),
+        "batch_size": 4, "max_steps": 3, "learning_rate": 1e-3, "adapter": Preset(connector="full"),
+    }  # fmt: skip
+    half, out = run(stage(**common, dtype="bfloat16"), store, "a")
+    whole, _ = run(stage(**common, dtype="float32"), store, "b")
+    assert half["curve"][0]["loss"] == pytest.approx(whole["curve"][0]["loss"], rel=2e-2)
+    assert half["curve"][0]["loss"] != whole["curve"][0]["loss"]
+    assert half["proof"]["equal"] is True
+    assert {t.dtype for t in load_file(out.path / "model/adapter_model.safetensors").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
