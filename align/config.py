@@ -139,6 +139,8 @@ def interpolate(value: Any, params: Mapping[str, Any], source: Source, path: Key
     def known(match: re.Match[str]) -> Any:
         if match[1] not in params:
             raise UserError(f"{source.at(path)}: no parameter {match[1]!r}{did_you_mean(match[1], params)}")
+        if params[match[1]] is None:
+            raise UserError(f"{source.at(path)}: {match[1]!r} has no value: give {match[1]}=...")
         return params[match[1]]
 
     whole = _PARAM.fullmatch(value)

@@ -15,13 +15,13 @@ STAGES: dict[str, tuple[str, str]] = {
     "filter": ("data_gen.filter:Filter", "keep the questions worth training on, set the others aside with a reason"),
     "sample": ("align.sample:Sample", "draw candidate answers from teacher and student"),
     "score": ("reward.score:ScoreStage", "score the candidates with a reward"),
+    "train-reward": ("reward.train:TrainReward", "train a reward model from preferences or scored candidates"),
     "reject": ("align.reject:Reject", "rejection sampling: the best answers, and preference pairs"),
     "sft": ("align.sft:SFT", "supervised fine-tuning of the vision adapter"),
     "dpo": ("align.dpo:DPO", "direct preference optimization of the vision adapter"),
     "evaluate": ("align.evaluate:Evaluate", "accuracy on held-out images, base against trained"),
     "draw-charts": ("pipelines.demo.stages:DrawCharts", "demo: draw charts with known ground truth"),
-    "build-teacher": ("pipelines.demo.stages:BuildTeacher", "demo: build the small teacher"),
-    "build-student": ("pipelines.demo.stages:BuildStudent", "demo: build the small Mllama student"),
+    "build-models": ("pipelines.demo.stages:BuildModels", "demo: build the small teacher and the small Mllama student"),
 }
 
 

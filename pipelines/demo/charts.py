@@ -1,7 +1,7 @@
 """Draws the demo's bar charts, so that every image has a table that is known to be right.
 
 In: counts and a seed. Out: `images/{train,eval}/*.png`, each chart's table as
-`fields/{train,eval}/*.json`, and `questions/eval.jsonl` with ground-truth questions on the held-out charts.
+`fields/{train,eval}/*.json`, and `questions.jsonl` with ground-truth questions on the held-out charts.
 
 Every chart belongs to exactly one `Part`, chosen by a hash of its table: the teacher's training, the
 student's pre-training, the pipeline's own images and the evaluation can therefore never share a chart.
@@ -114,9 +114,7 @@ def corrupt(rng: random.Random, chart: Chart) -> Chart:
             unused = sorted(set(range(1, MAX_VALUE + 1)) - {bar.value for bar in bars})
             bars[index] = Bar(bars[index].color, rng.choice(unused))
         elif mistake == "color":
-            bars[index] = Bar(
-                rng.choice(sorted(set(COLORS) - {bar.color for bar in bars})), bars[index].value
-            )
+            bars[index] = Bar(rng.choice(sorted(set(COLORS) - {bar.color for bar in bars})), bars[index].value)
         elif mistake == "swap":
             other = rng.randrange(len(bars))
             bars[index], bars[other] = bars[other], bars[index]
@@ -152,12 +150,10 @@ def distinct_charts(rng: random.Random, part: Part, count: int) -> list[Chart]:
     return list(seen)
 
 
-def draw_charts(
-    out: Path, train: int, evaluation: int, seed: int, progress: Progress | None = None
-) -> dict[str, int]:
+def draw_charts(out: Path, train: int, evaluation: int, seed: int, progress: Progress | None = None) -> dict[str, int]:
     """Write `train` charts for the pipeline and `evaluation` held-out ones under `out`.
 
-    A held-out chart gets one question of each kind in `questions/eval.jsonl`, as
+    A held-out chart gets one question of each kind in `questions.jsonl`, as
     `{"image": "eval/0000.png", "question": ..., "answer": ..., "kind": ...}`.
     Returns the counts of what was written. Raises ValueError when a count is not positive.
     """
@@ -186,6 +182,5 @@ def draw_charts(
             done += 1
             if progress is not None:
                 progress(done, total)
-    (out / "questions").mkdir(exist_ok=True)
-    (out / "questions" / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"train": train, "evaluation": evaluation, "questions": len(rows)}

@@ -1,12 +1,12 @@
-"""The demo's three stages: draw the charts, build the teacher, build the student.
+"""The demo's two stages: draw the charts, build the models.
 
 In: seeds and sizes alone. Out: a folder of images with their tables, and two model folders. Everything after
 them in the demo's pipeline is the ordinary stages, which do not know that it is a demo.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from align.progress import progress
 from align.stage import Metrics, PortType, Stage
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class DrawCharts(Stage):
-    """Draws bar charts: `images` and `fields`, each with `train` and `eval` below, and `questions/eval.jsonl`."""
+    """Draws bar charts: `images` and `fields` with `train` and `eval` below, and questions on the held-out ones."""
 
     NAME: ClassVar[str] = "draw-charts"
-    OUTPUTS: ClassVar[dict[str, PortType]] = {"images": "folder", "fields": "folder", "questions": "folder"}
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"images": "folder", "fields": "folder", "questions.jsonl": "file"}
 
     train: PositiveInt = 150
     evaluation: PositiveInt = 60
@@ -30,60 +30,26 @@ class DrawCharts(Stage):
         from pipelines.demo.charts import draw_charts
 
         with progress(self.train + self.evaluation, "charts") as bar:
-            counts = draw_charts(
-                out.path, self.train, self.evaluation, self.seed, lambda done, _: _to(bar, done)
-            )
+            counts = draw_charts(out.path, self.train, self.evaluation, self.seed, lambda done, _: _to(bar, done))
+        out.rows_out["images"] = counts["train"] + counts["evaluation"]
         return dict(counts)
 
 
-class BuildTeacher(Stage):
-    """Trains the teacher: it asks, answers and judges."""
+class BuildModels(Stage):
+    """Trains the teacher, which asks, answers and judges, and the student's base, which never saw a question."""
 
-    NAME: ClassVar[str] = "build-teacher"
-    OUTPUTS: ClassVar[dict[str, PortType]] = {"model": "model"}
+    NAME: ClassVar[str] = "build-models"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"teacher": "model", "student": "model"}
 
-    steps: PositiveInt = 700
-
-    def run(self, out: "Out") -> Metrics:
-        from pipelines.demo.teacher import TeacherPlan, build_teacher
-        from pipelines.demo.training import Schedule
-
-        plan = TeacherPlan(Schedule(self.steps))
-        with progress(self.steps, "teacher") as bar:
-            metrics = build_teacher(
-                out.folder("model"), self.seed, plan, progress=lambda done, _: _to(bar, done)
-            )
-        return dict(metrics)
-
-
-class BuildStudent(Stage):
-    """Trains the student's base: text alone, then noisy captions, then clean ones, the language model frozen."""
-
-    NAME: ClassVar[str] = "build-student"
-    OUTPUTS: ClassVar[dict[str, PortType]] = {"model": "model"}
-
-    text_steps: PositiveInt = 650
-    noisy_steps: PositiveInt = 300
-    clean_steps: PositiveInt = 80
+    effort: float = Field(1.0, gt=0)  # share of the default steps: a tenth shows the way, the whole makes it good
 
     def run(self, out: "Out") -> Metrics:
-        from dataclasses import replace
+        from pipelines.demo.build import MODELS, build_all
 
-        from pipelines.demo.student import StudentPlan, build_student
-
-        default = StudentPlan()
-        plan = replace(
-            default,
-            text=replace(default.text, steps=self.text_steps),
-            noisy=replace(default.noisy, steps=self.noisy_steps),
-            clean=replace(default.clean, steps=self.clean_steps),
-        )
-        with progress(self.text_steps + self.noisy_steps + self.clean_steps, "student") as bar:
-            metrics = build_student(
-                out.folder("model"), self.seed, plan, progress=lambda done, _: _to(bar, done)
-            )
-        return dict(metrics)
+        folders = {name: out.folder(name) for name in MODELS}
+        with progress(1000, "building the models, permille") as bar:
+            return dict(build_all(folders, self.seed, self.effort, lambda done: _to(bar, int(1000 * done))))
 
 
-def _to(bar: "tqdm[None]", done: int) -> None:
+def _to(bar: "tqdm[Any]", done: int) -> None:
     bar.update(done - bar.n)

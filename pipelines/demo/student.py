@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,11 @@ class StudentPlan:
     clean: Schedule = field(default_factory=lambda: Schedule(80, lr=0.01, adamw_lr=1e-3))
     chats: int = 64
     captions: int = 32
+
+    def scaled(self, effort: float) -> StudentPlan:
+        """The plan with that share of its steps."""
+        text, noisy, clean = (part.scaled(effort) for part in (self.text, self.noisy, self.clean))
+        return replace(self, text=text, noisy=noisy, clean=clean)
 
 
 def make_student(size: StudentSize, tokenizer: PreTrainedTokenizerFast) -> MllamaForConditionalGeneration:
@@ -130,9 +135,7 @@ def pixel_batch(charts: list[Chart]) -> Tensor:
 
 
 def _adapter_names(model: MllamaForConditionalGeneration) -> set[str]:
-    crossing = [
-        f".language_model.layers.{layer}." for layer in model.config.text_config.cross_attention_layers
-    ]
+    crossing = [f".language_model.layers.{layer}." for layer in model.config.text_config.cross_attention_layers]
     sides = (".vision_model.", ".multi_modal_projector.", *crossing)
     return {name for name, _ in model.named_parameters() if any(side in name for side in sides)}
 
@@ -257,9 +260,7 @@ def build_student(
             if progress is not None:
                 progress(before + done, total)
 
-        losses = fit(
-            model, loss_of, schedule, f"{seed}/{name}", out / "checkpoints" / f"{name}.pt", progress=report
-        )
+        losses = fit(model, loss_of, schedule, f"{seed}/{name}", out / "checkpoints" / f"{name}.pt", progress=report)
         if losses:
             metrics[f"{name}_loss"] = sum(losses[-20:]) / len(losses[-20:])
         before += schedule.steps

@@ -13,7 +13,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -64,6 +64,10 @@ class TeacherPlan:
 
     schedule: Schedule = field(default_factory=lambda: Schedule(600))
     charts: int = 10
+
+    def scaled(self, effort: float) -> TeacherPlan:
+        """The plan with that share of its steps."""
+        return replace(self, schedule=self.schedule.scaled(effort))
 
 
 def make_teacher(size: TeacherSize, tokenizer: PreTrainedTokenizerFast) -> Idefics3ForConditionalGeneration:
@@ -117,9 +121,7 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, size: TeacherSize) -> Ide
         image_mean=[PIXEL_MEAN] * 3,
         image_std=[PIXEL_STD] * 3,
     )
-    return Idefics3Processor(
-        images, tokenizer, image_seq_len=size.image_tokens, chat_template=tokenizer.chat_template
-    )
+    return Idefics3Processor(images, tokenizer, image_seq_len=size.image_tokens, chat_template=tokenizer.chat_template)
 
 
 def as_json(found: list[ChartQA]) -> str:
@@ -138,9 +140,7 @@ def wrong_answer(rng: random.Random, chart: Chart, qa: ChartQA) -> str:
     else:
         options = sorted(COLORS) if rng.random() < 0.8 else [NOT_THERE]
     if qa.answer == NOT_THERE:
-        options = (
-            [str(value) for value in range(1, MAX_VALUE + 1)] if "tall" in qa.question else sorted(COLORS)
-        )
+        options = [str(value) for value in range(1, MAX_VALUE + 1)] if "tall" in qa.question else sorted(COLORS)
     answer = rng.choice([option for option in options if option != qa.answer])
     described = corrupt(rng, chart) if rng.random() < 0.5 else chart
     return reason(described, ChartQA(qa.kind, qa.question, answer))
@@ -172,9 +172,7 @@ class SkillExamples:
             chats.append(self.chat(system, True, prompt, RIGHT if right else WRONG))
         return chats, True
 
-    def _asked(
-        self, rng: random.Random, chart: Chart, kind: str, form: str | None, system: str, seen: bool
-    ) -> Example:
+    def _asked(self, rng: random.Random, chart: Chart, kind: str, form: str | None, system: str, seen: bool) -> Example:
         count = rng.randint(1, MAX_ASKED)
         found = [ask(rng, chart, kind) for _ in range(count)]
         return self.chat(system, seen, ask_prompt(kind, count, form), as_json(found))

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,10 @@ class Schedule:
     adamw_lr: float = 3e-3
     warmup: float = 0.1
     weight_decay: float = 0.01
+
+    def scaled(self, effort: float) -> Schedule:
+        """The schedule with that share of its steps, one at least."""
+        return replace(self, steps=max(1, round(self.steps * effort)))
 
     def scale(self, step: int) -> float:
         """The share of the full rates used in step `step`, counted from 0."""
@@ -155,7 +159,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of one step, shape (batch, length) each; `mask` is (batch, 1, length, length), True: may attend."""
+    """Sequences of one step, shape (batch, length) each; `mask` (batch, 1, length, length) is added."""
 
     ids: Tensor
     labels: Tensor
@@ -184,7 +188,9 @@ def pack(groups: Sequence[Sequence[Example]], pad: int) -> Batch:
         owners[row, :size] = torch.tensor(row_owners)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     same = owners[:, :, None] == owners[:, None, :]
-    mask = causal & (same | (owners == 0)[:, None, :])
+    allowed = causal & (same | (owners == 0)[:, None, :])
+    # A mask that is added works with every attention implementation; a boolean one only with some.
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     return Batch(ids, labels, positions, mask[:, None])
 
 

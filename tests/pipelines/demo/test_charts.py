@@ -78,7 +78,7 @@ def test_draw_charts_writes_images_fields_and_questions(tmp_path: Path) -> None:
             fields = json.loads((tmp_path / "fields" / split / f"{path.stem}.json").read_text())
             assert fields == chart.fields()
             assert chart.part is part
-    rows = [json.loads(line) for line in (tmp_path / "questions" / "eval.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == set(KINDS)
     for row in rows:
         assert (tmp_path / "images" / row["image"]).is_file()
@@ -88,7 +88,7 @@ def test_the_same_seed_draws_the_same_charts(tmp_path: Path) -> None:
     draw_charts(tmp_path / "a", 2, 2, seed=1)
     draw_charts(tmp_path / "b", 2, 2, seed=1)
     draw_charts(tmp_path / "c", 2, 2, seed=2)
-    a, b, c = ((tmp_path / name / "questions" / "eval.jsonl").read_text() for name in "abc")
+    a, b, c = ((tmp_path / name / "questions.jsonl").read_text() for name in "abc")
     assert a == b != c
 
 

@@ -1,40 +1,69 @@
-"""The demo's stages: known to the catalogue, and leaving what they promise in their folders."""
-
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from align.artifact import Out, Store
-from pipelines.catalog import stage_class
-from pipelines.demo.stages import BuildStudent, BuildTeacher, DrawCharts
+from pipelines.demo.build import build_all
+from pipelines.demo.stages import BuildModels, DrawCharts
 
 
-@pytest.mark.parametrize("stage", [DrawCharts, BuildTeacher, BuildStudent])
-def test_the_catalogue_finds_each_stage_by_its_name(stage: type[DrawCharts]) -> None:
-    assert stage_class(stage.NAME) is stage
-
-
-def test_charts_are_drawn_into_the_promised_folders(tmp_path: Path) -> None:
-    metrics = DrawCharts(train=2, evaluation=1, seed=4).run(Out(tmp_path / "out", Store(tmp_path)))
-    assert metrics["questions"] == 7
-    for port in DrawCharts.OUTPUTS:
-        assert any((tmp_path / "out" / port).iterdir()), port
-    assert len(list((tmp_path / "out" / "images" / "train").iterdir())) == 2
+def test_the_charts_lie_in_the_ports_that_the_stage_names(tmp_path: Path) -> None:
+    out = Out(tmp_path / "charts", Store(tmp_path / "store"))
+    out.path.mkdir()
+    stage = DrawCharts(train=3, evaluation=2)
+    assert stage.run(out)["questions"] == len((out.path / "questions.jsonl").read_text().splitlines())
+    for port in ("images", "fields"):
+        assert len(list((out.path / port).glob("*/*"))) == 5
+    assert out.counts()["out"] == {"images": 5}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stage",
-    [BuildTeacher(steps=1), BuildStudent(text_steps=1, noisy_steps=1, clean_steps=1)],
-    ids=["teacher", "student"],
-)
-def test_a_build_leaves_a_model_and_no_checkpoints(
-    tmp_path: Path, stage: BuildTeacher | BuildStudent
-) -> None:
-    out = Out(tmp_path / "out", Store(tmp_path))
-    metrics = stage.run(out)
-    assert all(value > 0 for value in metrics.values())
-    model = tmp_path / "out" / "model"
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
-        assert (model / name).is_file(), name
-    assert not (model / "checkpoints").exists()
+def test_both_models_are_built_and_no_checkpoints_stay(tmp_path: Path) -> None:
+    out = Out(tmp_path, Store(tmp_path / "store"))
+    metrics = BuildModels(effort=0.001).run(out)
+    assert set(metrics) == {"teacher", "student"}
+    for model in ("teacher", "student"):
+        config = json.loads((tmp_path / model / "config.json").read_text())
+        assert config["model_type"] == {"teacher": "idefics3", "student": "mllama"}[model]
+        assert (tmp_path / model / "model.safetensors").is_file()
+        assert not (tmp_path / model / "checkpoints").exists()
+
+
+def test_a_build_that_fails_says_which(tmp_path: Path) -> None:
+    (tmp_path / "teacher").write_text("a file where the folder should be")
+    with pytest.raises(RuntimeError, match="building the teacher failed"):
+        build_all({"teacher": tmp_path / "teacher"}, 0, 0.001, lambda done: None)
+
+
+@pytest.mark.slow
+def test_the_builders_end_with_the_one_who_asked(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from pipelines.demo.build import build_all\n"
+        f"build_all({{'student': Path({str(tmp_path / 'student')!r})}}, 0, 1.0, lambda done: print('step', flush=True))"
+    )
+    asker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert asker.stdout is not None
+    assert asker.stdout.readline() == "step\n"
+    os.kill(asker.pid, signal.SIGKILL)
+    asker.wait()
+    asker.stdout.close()
+    deadline = time.monotonic() + 60
+    while _alive(str(tmp_path / "student")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _alive(str(tmp_path / "student"))
+
+
+def _alive(word: str) -> bool:
+    def command(process: Path) -> str:
+        try:
+            return (process / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            return ""
+
+    return any("pipelines.demo.build" in c and word in c for c in map(command, Path("/proc").glob("[0-9]*")))

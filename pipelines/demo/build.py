@@ -1,0 +1,82 @@
+"""Builds one of the demo's models in a process of its own, on one thread: two such processes use two cores fully,
+where one process with two threads does not.
+
+In: on the command line, which model, the folder, the seed and the effort (a share of the default steps). Out: the
+model's folder; on stdout `done total` after every step and the metrics as JSON at the end. A builder whose asker
+is gone cannot write there and ends.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+MODELS = ("teacher", "student")
+
+
+def main(model: str, out: str, seed: str, effort: str) -> None:
+    """Build `model` ("teacher" or "student")."""
+    import torch
+
+    from pipelines.demo.student import StudentPlan, build_student
+    from pipelines.demo.teacher import TeacherPlan, build_teacher
+
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    steps, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no progress
+
+    def report(done: int, total: int) -> None:
+        print(done, total, file=steps, flush=True)
+
+    share = float(effort)
+    if model == "teacher":
+        metrics = build_teacher(Path(out), int(seed), TeacherPlan().scaled(share), progress=report)
+    else:
+        metrics = build_student(Path(out), int(seed), StudentPlan().scaled(share), progress=report)
+    print(json.dumps(metrics), file=steps, flush=True)
+
+
+def build_all(
+    folders: dict[str, Path], seed: int, effort: float, moved: Callable[[float], None]
+) -> dict[str, dict[str, float]]:
+    """Build the models side by side; `moved` hears the share done, 0 to 1. Raises RuntimeError where one fails."""
+    shares = dict.fromkeys(folders, 0.0)
+    metrics: dict[str, dict[str, float]] = {}
+    lock = threading.Lock()
+
+    def listen(name: str, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                metrics[name] = json.loads(line)
+                continue
+            done, total = map(int, line.split())
+            with lock:
+                shares[name] = done / total
+                moved(sum(shares.values()) / len(shares))
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        processes = {}
+        for name, folder in folders.items():
+            command = [sys.executable, "-m", "pipelines.demo.build", name, str(folder), str(seed), str(effort)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+            processes[name] = stack.enter_context(process)
+            stack.callback(process.kill)
+        listeners = [threading.Thread(target=listen, args=item) for item in processes.items()]
+        for listener in listeners:
+            listener.start()
+        for listener in listeners:
+            listener.join()
+    failed = [name for name, process in processes.items() if process.returncode != 0 or name not in metrics]
+    if failed:
+        raise RuntimeError(f"building the {failed[0]} failed")
+    return metrics
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
