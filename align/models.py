@@ -284,13 +284,6 @@ def _images_only(kind: "type[ProcessorMixin]") -> "type[ProcessorMixin]":
     return ImagesOnly
 
 
-def save_adapter(model: "PeftModel", processor: "ProcessorMixin", out: Path) -> None:
-    """Write an adapter folder with its processor: what `load` reads back."""
-    # PEFT would else ask the hub whether the vocabulary has grown; no embedding is ever trained here
-    model.save_pretrained(out, save_embedding_layers=False)
-    save_processor(processor, out)
-
-
 def save_processor(processor: "ProcessorMixin", out: Path) -> None:
     """Write the processor beside a model. One that was loaded is copied file by file, so that it stays what the
     model's authors published, video settings included."""
@@ -305,22 +298,18 @@ def save_processor(processor: "ProcessorMixin", out: Path) -> None:
 
 
 def resolve_device(device: str) -> "torch.device":
-    """`auto` is this process's GPU (LOCAL_RANK under a launcher), or the CPU. Raises UserError for an unusable one."""
+    """`auto` is the GPU where there is one, else the CPU; a GPU without a number is this process's own (LOCAL_RANK
+    under a launcher). Raises UserError for an unusable one."""
     import torch
 
-    if device == "auto":
-        return (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            if torch.cuda.is_available()
-            else (torch.device("cpu"))
-        )
+    usable = torch.cuda.is_available()
     try:
-        found = torch.device(device)
+        found = torch.device(("cuda" if usable else "cpu") if device == "auto" else device)
     except RuntimeError:
         raise UserError(f"device {device!r}: auto, cpu, cuda or cuda:N is expected") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if found.type == "cuda" and not usable:
         raise UserError(f"device {device!r}: there is no usable GPU here")
-    return found
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if found == torch.device("cuda") else found
 
 
 def resolve_dtype(dtype: str, config: "PretrainedConfig", device: "torch.device") -> "torch.dtype":

@@ -25,8 +25,8 @@ from align.models import (
     load,
     load_processor,
     locate,
+    resolve_device,
     resolve_dtype,
-    save_adapter,
     save_processor,
 )
 from tests.tiny import tiny_idefics3, tiny_llava, tiny_mllama, tiny_tokenizer
@@ -142,6 +142,14 @@ class TestDtype:
     def test_names_that_are_none(self, base: Path, dtype: str, device: str) -> None:
         with pytest.raises(UserError, match="expected"):
             load(str(base), dtype, device)
+
+    def test_every_process_of_a_launcher_takes_its_own_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        assert resolve_device("auto") == torch.device("cuda:0")
+        monkeypatch.setenv("LOCAL_RANK", "3")
+        assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:3")
+        assert resolve_device("cuda:1") == torch.device("cuda:1")
+        assert resolve_device("cpu") == torch.device("cpu")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_gpu_that_is_not_there(self, base: Path) -> None:
@@ -309,7 +317,8 @@ class TestHub:
         files = {p.name for p in located.folder.rglob("*")}
         assert "model.safetensors" in files
         assert not files & {"pytorch_model.bin", "original", "params.json"}
-        save_adapter(model, processor, tmp_path / "a")
+        assert processor.tokenizer is not None
+        model.save_pretrained(tmp_path / "a", save_embedding_layers=False)
         config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
         assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", COMMIT)
         check_model(str(tmp_path / "a"))
