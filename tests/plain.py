@@ -1,6 +1,6 @@
 """The plain path, to compare with: every sequence through the model alone, as its processor makes it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -47,11 +47,13 @@ class Case:
         row = next(i for i, found in enumerate(self.rows) if found[0] == names)
         return self.inputs(row)
 
-    def path(self, row: int, positions: Callable[[Mapping[str, Tensor]], Tensor | None] = lambda _: None) -> Path:
+    def path(self, row: int) -> Path:
         inputs = self.inputs(row)
         entrance = ENTRANCES[self.model.config.model_type]
         sides = {name: inputs[name][0] for name in entrance.sides if name in inputs}
-        return Path(inputs["input_ids"][0], self.labels(row), positions(inputs), sides)
+        along = {name: inputs[name][0] for name in ("input_ids", *sides)}
+        positions = self.vision().positions(self.rows[row][0], along)
+        return Path(inputs["input_ids"][0], self.labels(row), positions, sides)
 
     def trees(self, order: Sequence[int] | None = None) -> list[Tree]:
         """Rows of the same images as one tree each, in the order of their first rows."""
@@ -62,7 +64,7 @@ class Case:
 
     def order(self) -> list[int]:
         """The rows as `trees` puts them."""
-        firsts = [names for names, _, _ in self.rows]
+        firsts = [row[0] for row in self.rows]
         return sorted(range(len(self.rows)), key=lambda row: firsts.index(firsts[row]))
 
     def vision(self, cache: Any = None) -> Vision:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from align.tree.batching import TOKENS, passes, split
 from align.tree.layout import IGNORED, Layout, Path, lay_out
-from align.tree.mask import attention_mask, sees
-from align.tree.vision import Images, Vision, unwrapped
+from align.tree.mask import attention_mask, both_ways, sees, within
+from align.tree.vision import Images, Vectors, Vision, unwrapped
 
 HEAD_CHUNK = 1024
 """Tokens whose logits over the vocabulary are in memory at a time; with more, backward computes them again."""
@@ -135,27 +136,63 @@ def _score_rows(model: Any, trees: Sequence[Tree], vision: Vision) -> list[list[
 def _inputs(base: Any, trees: Sequence[Tree], batch: _Batch, vision: Vision) -> dict[str, Any]:
     """The arguments of the model's forward for a batch of trees."""
     axes = batch.positions.dim() == 3
-    text = base.config.get_text_config()
     inputs: dict[str, Any] = {
         "input_ids": batch.ids,
         "position_ids": batch.positions.permute(2, 0, 1) if axes else batch.positions,
-        "attention_mask": attention_mask(sees(batch.end), batch.end, text._attn_implementation, base.dtype),
+        "attention_mask": _mask(base, trees, batch, vision),
         "use_cache": False,
     }
-    if not any(tree.images for tree in trees):
+    rows = dict.fromkeys(tree.images for tree in trees if tree.images)
+    vectors = {images: vision.vectors(images) for images in rows}
+    if not vectors:
         return inputs
-    vectors = {images: vision.vectors(images) for images in dict.fromkeys(tree.images for tree in trees) if images}
     if vision.entrance.into == "cross_attention":
-        inputs["cross_attention_states"] = torch.stack([vectors[tree.images] for tree in trees])
+        inputs["cross_attention_states"] = torch.stack([vectors[tree.images][0] for tree in trees])
         crossing = [tree.layout.sides["cross_attention_mask"] for tree in trees]
         inputs["cross_attention_mask"] = pad(crossing).to(batch.ids.device)
         return inputs
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    placed = [vectors[t.images][_nth_placeholder(t.layout, base.config.image_token_id)] for t in trees if t.images]
-    given: Any = [torch.cat(placed)] if vision.entrance.listed else torch.cat(placed)
-    inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=given)}
+    nth = [(vectors[t.images], _nth_placeholder(t.layout, base.config.image_token_id)) for t in trees if t.images]
+    first, *deeper = (torch.cat([vector[n] for vector, n in zip_layer]) for zip_layer in _by_layer(nth))
+    output: Any = BaseModelOutputWithPooling(pooler_output=vision.entrance.given(vision.backbone, first))
+    if deeper:
+        output.deepstack_features = [[layer] for layer in deeper]
+    inputs["mm_encoder_outputs"] = {"image": output}
     return inputs
+
+
+def _by_layer(nth: Sequence[tuple[Vectors, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
+    """By layer that images enter at: each tree's vectors with the numbers of those to place."""
+    return [[(vectors[layer], n) for vectors, n in nth] for layer in range(len(nth[0][0]))]
+
+
+def _mask(base: Any, trees: Sequence[Tree], batch: _Batch, vision: Vision) -> Any:
+    """The attention mask, or one for each kind of layer by name."""
+    text = base.config.get_text_config()
+    seen = sees(batch.end)
+    if not vision.entrance.both_ways:
+        return attention_mask(seen, batch.end, text._attn_implementation, base.dtype)
+    seen = both_ways(seen, pad([_blocks(tree.layout) for tree in trees], -1).to(seen.device))
+    kinds = {"full_attention": seen, "sliding_attention": within(seen, batch.positions, text.sliding_window)}
+    return {
+        kind: attention_mask(mask, batch.end, text._attn_implementation, base.dtype) for kind, mask in kinds.items()
+    }
+
+
+def _blocks(layout: Layout) -> Tensor:
+    """For each token the number of the image in its path that it belongs to, -1 for none. Raises ValueError where two
+    paths share the beginning of an image and not its end, since its first tokens see its last."""
+    block = torch.full_like(layout.ids, -1)
+    wholes: dict[int, int] = {}
+    for where in layout.where:
+        inside = layout.sides["token_type_ids"][where] == 1
+        starts = inside & ~torch.cat([inside.new_zeros(1), inside[:-1]])
+        number = torch.where(inside, starts.cumsum(0) - 1, -1)
+        block[where] = number
+        for n in range(int(starts.sum())):
+            first, last = where[number == n][[0, -1]].tolist()
+            if wholes.setdefault(first, last) != last:
+                raise ValueError("two paths share the beginning of an image and not its end")
+    return block
 
 
 def _nth_placeholder(layout: Layout, image_token: int) -> Tensor:

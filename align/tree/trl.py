@@ -6,7 +6,7 @@ work. The reference's log-probabilities are taken from the batch, where the coll
 adapter off, in one pass over the same trees.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +23,6 @@ from align.tree.layout import Path
 from align.tree.references import References, reference_digest, sample_digest
 from align.tree.vision import Entrance, Images, Vision
 from align.vision_cache import file_digest
-
-Positions = Callable[[Images, Mapping[str, Tensor]], Tensor | None]
-"""The positions of a sequence from its images and inputs along the tokens; None where they simply count."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +49,11 @@ class TreeCollator:
     `references`, where set, holds the reference's log-probabilities, [examples, 2]; `store` is where they are kept."""
 
     def __init__(
-        self,
-        examples: Sequence[Example],
-        vision: Vision,
-        pad_token_id: int,
-        positions: Positions = lambda *_: None,
-        store: References | None = None,
+        self, examples: Sequence[Example], vision: Vision, pad_token_id: int, store: References | None = None
     ) -> None:
         self.examples = examples
         self.vision = vision
         self.pad_token_id = pad_token_id
-        self.positions = positions
         self.store = store
         self.references: Tensor | None = None
 
@@ -94,7 +85,7 @@ class TreeCollator:
         return first, second
 
     def _path(self, images: Images, sequence: Encoded) -> Path:
-        return path_of(sequence, self.vision.entrance, self.positions(images, sequence.inputs))
+        return path_of(sequence, self.vision.entrance, self.vision.positions(images, sequence.inputs))
 
     def _forest(self, rows: Sequence[tuple[Images, Encoded]]) -> Forest:
         groups: dict[Images, list[int]] = {}
