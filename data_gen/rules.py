@@ -96,8 +96,8 @@ def count(found: Facts, pool: Pool, rng: Random) -> list[Asked]:
         names = _shuffled([*given, *absent[: rng.randint(1, 2)]], rng)
         asked.append((f"How many of these does the image give: {', '.join(names)}?", str(len(given))))
     true, false = _statements(found, pool, rng)
-    if false:
-        kept = true[: rng.randint(0, 2)]
+    if len(true) + len(false) > 1 and false:
+        kept = true[: rng.randint(0 if len(false) > 1 else 1, 2)]
         lines = _shuffled([*kept, *false[: max(rng.randint(1, 2), 2 - len(kept))]], rng)
         asked.append((f"How many of these statements are true of the image: {'; '.join(lines)}?", str(len(kept))))
     return asked

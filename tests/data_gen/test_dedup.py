@@ -44,14 +44,16 @@ def test_texts_within_an_image(tmp_path: Path) -> None:
         qa(a, LONG.format("red").replace("these statements", "all statements"), "2"),  # with another answer
         qa(a, "Is the total more than 1.5?", "yes"),
         qa(a, "Is the total more than 15?", "yes"),
+        qa(a, LONG.format("bar 12"), "1"),
+        qa(a, LONG.format("bar 13"), "1"),  # the numbers differ
     ]
     kept, aside = through(TextDuplicates(), rows, tmp_path)
-    assert [r.id for r in kept] == [rows[i].id for i in (0, 2, 3, 4, 5, 7, 8, 9)]
+    assert [r.id for r in kept] == [rows[i].id for i in (0, 2, 3, 4, 5, 7, 8, 9, 10, 11)]
     assert [d.id for d in aside] == [rows[1].id, rows[6].id]
     assert {d.reason for d in aside} == {"text_duplicates"}
     assert rows[0].id in aside[0].detail
     exact_only, _ = through(TextDuplicates(near=1), rows, tmp_path)
-    assert [r.id for r in exact_only] == [rows[i].id for i in (0, 2, 3, 4, 5, 6, 7, 8, 9)]
+    assert [r.id for r in exact_only] == [rows[i].id for i in (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)]
 
 
 def test_texts_across_images(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from align.artifact import Out, rows
-from align.engine import EngineDied
+from align.engine import EngineDied, Reply
 from align.errors import UserError
 from align.records import QA, ImageRow, text_of
 from align.stage import Ref
-from data_gen.filter import Filter, is_right, report
+from data_gen.filter import Blind, Filter, is_right, report
 from tests.chat_server import Answer, Asked, chat_server
 from tests.data_gen.manifests import new_out, noise, port, put_images, qa, set_aside
 
@@ -113,6 +113,15 @@ def test_what_is_answered_without_the_image_is_dropped(tmp_path: Path) -> None:
         everything = new_out(tmp_path, "filter-2")
         build([blind(server.base_url, skip_kinds=[], answer_after="Answer:")], folder).run(everything)
     assert [text_of(r.prompt) for r in rows(everything.path / "kept", QA)] == [PAIRS[i][0] for i in (0, 1, 2)]
+
+
+def test_the_share_right_from_which_a_row_is_dropped(tmp_path: Path) -> None:
+    _, (row,) = source(tmp_path, [("How many legs has a horse?", "4", "count")])
+    (half,) = build([blind("http://x/v1", drop_at_share_right=0.5)]).filters
+    assert isinstance(half, Blind)
+    assert half._why(row, Reply("x", ["4", "5", "6", "7"])) == ""
+    assert half._why(row, Reply("x", ["4", "5", "4.", "7"])) == "2 of 4 answers are right without the image"
+    assert "boom" in half._why(row, Reply("x", error="boom"))
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,15 @@ def test_grounded_puts_the_text_form_into_the_prompt(tmp_path: Path) -> None:
     assert [(r.grounded, r.split) for r in rows(out.path / "questions", QA)] == [(True, "train"), (True, "eval")]
 
 
+def test_no_teacher_is_started_where_there_is_nothing_to_ask(tmp_path: Path) -> None:
+    images = manifest(tmp_path, 2)  # without text forms
+    nobody = teacher("http://127.0.0.1:1/v1")
+    stage = Generate(images=images, teacher=nobody, kinds=["read"], mode="grounded", prompts=prompts(tmp_path))
+    out = new_out(tmp_path, "generate-1")
+    stage.run(out)
+    assert out.counts() == {"in": 2, "out": {"questions": 0}, "dropped": {"no text form": 2}}
+
+
 def test_split_chooses_the_images(tmp_path: Path) -> None:
     with chat_server(lambda asked: Answer(array(("Q?", "A")))) as server:
         for split, count in (("train", 3), ("eval", 1), ("all", 4)):

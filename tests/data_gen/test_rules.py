@@ -88,6 +88,32 @@ def test_real_receipts(tmp_path: Path) -> None:
     assert {d.reason for d in set_aside(out)} == {"nothing to ask"}  # nothing to locate without boxes
 
 
+def test_made_up_receipts() -> None:
+    """The same reading of the answers as on real receipts, over more forms of dates and totals."""
+    rng, pool = Random(3), Pool()
+    made = []
+    for n in range(60):
+        total = f"{rng.choice(['', '$', 'RM'])}{rng.randint(1, 2000)}.{rng.randint(0, 99):02}"
+        when = rng.choice(["{d:02}/{m:02}/{y}", "{y}-{m:02}-{d:02}", "{d} MAR {y}", "{d:02}-{m:02}-18"])
+        when = when.format(d=rng.randint(1, 28), m=rng.randint(1, 12), y=rng.randint(2001, 2024))
+        street = "".join(rng.choice("ABCDEFGH") for _ in range(12))
+        values = {"company": f"SHOP {street[::-1]}", "date": when, "address": f"{n} {street} ROAD", "total": total}
+        made.append({label: value for label, value in values.items() if rng.random() < 0.9} or values)
+    for fields in made:
+        found = read_facts(json.dumps(fields))
+        assert found
+        pool.add(found)
+    seen: Counter[str] = Counter()
+    for n, fields in enumerate(made):
+        found = read_facts(json.dumps(fields))
+        assert found
+        for kind in RULES:
+            for question, answer in ask_by_rule(kind, found, image(n, ""), pool, 4, n):
+                check(kind, question, answer, fields)
+                seen[kind] += 1
+    assert all(seen[kind] >= 50 for kind in RULES if kind != "locate"), seen
+
+
 @receipts
 def test_real_boxes(tmp_path: Path) -> None:
     images = Images(source=str(DATA / "sroie" / "img"), fields=str(DATA / "sroie" / "box"))
@@ -196,6 +222,17 @@ def test_boxes_of_another_image_are_not_used() -> None:
     assert found
     assert in_shares(found, 1000, 100).boxes
     assert not in_shares(found, 500, 100).boxes
+
+
+def test_text_that_runs_over_two_lines_is_in_the_image() -> None:
+    found = read_facts("0,0,90,0,90,9,0,9,GRAND OLD\n0,20,90,20,90,29,0,29,HOTEL BAR\n")
+    others = read_facts("0,0,90,0,90,9,0,9,OLD HOTEL\n0,20,90,20,90,29,0,29,ELSEWHERE\n")
+    assert found
+    assert others
+    pool = Pool()
+    pool.add(others)
+    asked = RULES["yesno"](found, pool, Random(0))
+    assert [q for q, answer in asked if answer == "no"] == ['Does the text "ELSEWHERE" appear in the image?']
 
 
 def test_a_place_near_a_border_is_not_asked_for() -> None:
