@@ -83,7 +83,7 @@ def _walk(tree: dict[str, Any], label: str, group: str, facts: list[Fact], sizes
             if value:
                 sizes.append((name, len(value)))
             facts += _of_rows([r for r in value if isinstance(r, dict)], path)
-        elif _plain(value) and label_of(key):
+        elif _plain(value) and label_of(key) and is_text(key):
             facts.append(Fact(name, _plain(value), path))
 
 
@@ -95,7 +95,7 @@ def _of_rows(rows: list[dict[str, Any]], group: str) -> Iterator[Fact]:
         return
     for name, row in zip(names, rows, strict=True):
         for column, value in row.items():
-            if column != key and _plain(value) and label_of(column):
+            if column != key and _plain(value) and label_of(column) and is_text(column):
                 yield Fact(f"{label_of(column)} of {name}", _plain(value), f"{group}.{column}")
 
 
@@ -145,7 +145,17 @@ def _plain(value: Any) -> str:
     """A scalar on one line, empty for anything else."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return " ".join(str(value).split()) if isinstance(value, str | int | float) else ""
+    text = " ".join(str(value).split()) if isinstance(value, str | int | float) else ""
+    return text if is_text(text) else ""
+
+
+def is_text(text: str) -> bool:
+    """Whether a string is text: JSON can spell half of a surrogate pair, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def squash(text: str) -> str:

@@ -27,7 +27,7 @@ from align.metrics import normalise
 from align.records import QA, ImageRow, Message, Row, Sampling, dropped, read_parquet, row_id, row_seed
 from align.stage import RUNTIME, FileRef, Metrics, Ref, Stage
 from align.templates import render
-from data_gen.facts import Facts, read_facts
+from data_gen.facts import Facts, is_text, read_facts
 from data_gen.rules import RULES, Pool, in_shares
 
 TEMPLATE = "ask.jinja"
@@ -159,7 +159,7 @@ class Generate(Stage):
                 found = parse_reply(reply.texts[0])
             except Unparsed as error:
                 cut = "cut off at max_tokens: " if "length" in reply.finish else ""
-                detail = f"{cut}{error}: {reply.texts[0][:REPLY_KEPT]}"
+                detail = f"{cut}{error}: {reply.texts[0][:REPLY_KEPT]}".encode(errors="replace").decode()
                 batch.dropped.append(dropped(ask, "unparsed", detail))
                 continue
             for n, (item, reason) in enumerate(judge_items(found, self.per_kind)):
@@ -222,6 +222,8 @@ def parse_reply(text: str) -> list[Item]:
             raise Unparsed("an entry is no object of exactly question and answer")
         if not all(isinstance(part, str) for part in item.values()):
             raise Unparsed("a question or an answer is no text")
+        if not all(is_text(part) for part in item.values()):
+            raise Unparsed("a question or an answer holds half a character")
     return [Item(**item) for item in value]
 
 

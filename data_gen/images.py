@@ -251,6 +251,11 @@ def from_value(name: str, value: Any) -> Found:
 
 def _from_file(name: str, path: Path, store: Store) -> Found:
     try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode(errors="replace").decode()
+        return Found(id=row_id(shown), name=shown, problem="unreadable: the name of the file is not UTF-8")
+    try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             problem = f"too large: {size} bytes; at most {MAX_BYTES}"

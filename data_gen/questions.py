@@ -15,6 +15,7 @@ from align.artifact import Out, rows
 from align.errors import UserError, did_you_mean
 from align.records import QA, Dropped, ImageRow, Message, Row, dropped, row_id
 from align.stage import FileRef, Metrics, Ref, Stage
+from data_gen.facts import is_text
 
 COLUMNS = ("image", "question", "answer")
 
@@ -206,6 +207,8 @@ def _asked(number: int, values: dict[str, Any]) -> Asked:
             texts[key] = "" if value is None else str(value)
         else:
             odd = f"{key} is a {type(value).__name__}"
+        if not is_text(texts.get(key, "")):
+            texts[key], odd = "", f"{key} holds half a character"
     return Asked(id=row_id("line", number), line=number, odd=odd, **texts)
 
 

@@ -189,7 +189,8 @@ def test_a_server_that_dies_keeps_what_is_done(tmp_path: Path, monkeypatch: pyte
         "", "[]", "{}", "null", '"x"', "[1]", '[{"question": "a"}]', '[{"question": "a", "answer": 3}]',
         '```json\n[{"question": "a", "answer": "b"}]\n```', '[{"question": "a", "answer": "b"}] done',
         '[{"question": "a", "answer": "b"}', '[{"question": "a", "answer": "b", "answer": "c"}]',
-        '[{"question": "a", "answer": "b", "x": "y"}]', "[" * 100_000, '[{"question": "a", "answer": NaN}]',
+        '[{"question": "a", "answer": "b", "x": "y"}]', "[" * 100_000,
+        '[{"question": "a", "answer": "\\ud83d"}]', '[{"question": "a", "answer": NaN}]',
     ],
 )  # fmt: skip
 def test_replies_that_are_not_the_json_asked_for(text: str) -> None:

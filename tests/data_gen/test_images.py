@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -118,11 +119,12 @@ def test_what_cannot_be_read_or_is_hidden(tmp_path: Path) -> None:
     source = tmp_path / "in"
     (source / ".cache").mkdir(parents=True)
     (source / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.png")).write_bytes(encode(picture(), "PNG"))
     for hidden in (".DS_Store", ".cache/a.png", "._b.png"):
         (source / hidden).write_bytes(encode(picture(), "PNG"))
     kept, aside = make(Images(source=str(source)), tmp_path / "store")
     assert not kept
-    assert {n: d.reason for n, d in aside.items()} == {"gone.jpg": "unreadable"}
+    assert {n: d.reason for n, d in aside.items()} == {"gone.jpg": "unreadable", "caf?.png": "unreadable"}
 
 
 def test_a_copy_is_kept_once_and_on_one_side(tmp_path: Path) -> None:

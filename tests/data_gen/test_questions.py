@@ -77,6 +77,7 @@ LINES: list[dict[str, object]] = [
     {"image": "1.png", "question": " ", "answer": "x"},
     {"image": "1.png", "question": "What?", "answer": None},
     {"image": "1.png", "question": "What?", "answer": ["x", "y"]},
+    {"image": "1.png", "question": "What?", "answer": "\ud83d"},
     {"image": "eval/0.png", "question": "How many?", "answer": "3"},
 ]
 
@@ -91,10 +92,10 @@ def test_rows_and_reasons(tmp_path: Path) -> None:
         ("id of train/0.png", "Is it red?", "yes", "question", "train"),
     ]
     assert [d.reason for d in aside] == [
-        "unknown image", "ambiguous image", "empty question", "empty answer", "not text", "duplicate",
+        "unknown image", "ambiguous image", "empty question", "empty answer", "not text", "not text", "duplicate",
     ]  # fmt: skip
     assert out.rows_in == len(LINES) == len(kept) + len(aside)
-    assert [json.loads(d.row)["line"] for d in aside] == [3, 4, 5, 6, 7, 8]
+    assert [json.loads(d.row)["line"] for d in aside] == [3, 4, 5, 6, 7, 8, 9]
 
 
 def test_csv_gives_the_same_rows(tmp_path: Path) -> None:
