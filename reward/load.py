@@ -18,11 +18,13 @@ from reward.base import Reward
 from reward.combine import Combine
 from reward.judge import Judge
 from reward.rules import Rules
+from reward.trained import Trained
 
-KINDS: dict[str, type[Rules] | type[Judge] | type[Combine]] = {"rules": Rules, "judge": Judge, "combine": Combine}
+Kind = Rules | Judge | Trained | Combine
+KINDS: dict[str, type[Kind]] = {"rules": Rules, "judge": Judge, "trained": Trained, "combine": Combine}
 
 
-def read_reward(source: str | Path | Mapping[str, Any]) -> Rules | Judge | Combine:
+def read_reward(source: str | Path | Mapping[str, Any]) -> Kind:
     """The config of a reward from a YAML file or a mapping. Raises UserError naming file, line and key."""
     if isinstance(source, Mapping):
         data, origin = dict(source), Source("reward")
@@ -54,8 +56,8 @@ def _from_file(value: Any) -> Any:
         _reading.reset(token)
 
 
-RewardConfig = Annotated[Rules | Judge | Combine, Field(discriminator="reward"), BeforeValidator(_from_file)]
-"""A reward as the user writes it: a mapping with `reward: rules | judge | combine`, or the path of such a file."""
+RewardConfig = Annotated[Kind, Field(discriminator="reward"), BeforeValidator(_from_file)]
+"""A reward as the user writes it: a mapping with `reward:` and a name of KINDS, or the path of such a file."""
 
 Combine.model_rebuild(_types_namespace={"RewardConfig": RewardConfig})
 

@@ -48,7 +48,7 @@ def test_a_file_and_its_content_are_one_config(tmp_path: Path) -> None:
             ":4: rules[1].weigth: unknown key; did you mean 'weight'?",
         ),
         ("reward: ruels\n", ":1: reward: 'ruels' is no reward; did you mean 'rules'?"),
-        ("rules: []\n", ": reward: this key is required; known: rules, judge, combine"),
+        ("rules: []\n", ": reward: this key is required; known: rules, judge, trained, combine"),
         ("- rules\n", ": a mapping of keys to values is expected, not list"),
         ("reward: [\n", "not valid YAML"),
         ("reward: combine\nrewards:\n  a: missing.yaml\n", ":3: rewards.a: no such file: missing.yaml"),

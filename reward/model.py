@@ -1,0 +1,220 @@
+"""A vision-language model with a scalar head: how good is this answer to this question about this image.
+
+In: prompts, answers and images. Out: one number an answer, read by the head off the last hidden state at the last token
+of the conversation as the model's chat template renders it. Imported by a running stage or reward alone: it imports
+torch. Folders hold an adapter or a whole model, and the head in a safetensors file of its own.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from align.errors import UserError
+from align.families import family_of
+from align.models import load, locate
+from align.records import Message
+from align.training.collate import pad, stack
+from align.training.encode import Encoded, Encoder, Unusable
+from align.tree.forward import Tree
+from align.tree.forward import score as score_trees
+from align.tree.layout import IGNORED
+from align.tree.layout import Path as TreePath
+from align.tree.vision import Features, Images, Vision, entrance_of, unwrapped
+from reward.trained import OWN_HEAD, head_file
+
+JOINER = "\u2060"
+"""WORD JOINER: invisible; put into text that spells a control token, so that the tokenizer reads letters there."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer to be rated."""
+
+    prompt: Sequence[Message]
+    completion: Sequence[Message]
+    images: Sequence[str]
+
+
+class RewardModel(nn.Module):  # type: ignore[misc]
+    """The vision-language model, wrapped in an adapter or not, and the head [1, hidden], in float32."""
+
+    def __init__(self, vlm: Any, head: nn.Linear) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.head = head
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """[rows] the rating of each right-padded sequence."""
+        backbone = unwrapped(self.vlm).base_model
+        last = inputs["attention_mask"].sum(dim=1) - 1
+        hidden = backbone(**inputs, use_cache=False).last_hidden_state
+        return self.rated(hidden[torch.arange(len(last), device=hidden.device), last])
+
+    def rated(self, hidden: Tensor) -> Tensor:
+        """[rows] for hidden states [rows, hidden] at the ends of answers."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            ratings: Tensor = self.head(hidden.float())[:, 0]
+        return ratings
+
+
+def fresh_head(vlm: Any, seed: int) -> nn.Linear:
+    """A head that is the same for the same seed: normal weights of standard deviation 1/sqrt(hidden + 1) (Stiennon et
+    al., arXiv 2009.01325), bias 0."""
+    size = unwrapped(vlm).config.get_text_config().hidden_size
+    head = nn.Linear(size, 1)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(1, size, generator=draw) / math.sqrt(size + 1))
+        head.bias.zero_()
+    return head.to(unwrapped(vlm).device)
+
+
+def save_head(head: nn.Linear, folder: Path) -> None:
+    """Write the head beside its model."""
+    form = OWN_HEAD
+    tensors = {form.weight: head.weight.detach().cpu().contiguous(), form.bias: head.bias.detach().cpu()}
+    save_file(tensors, folder / form.file)
+
+
+def load_head(folder: Path, size: int) -> nn.Linear:
+    """The head of a folder, in any of the known forms. Raises UserError where there is none or it does not fit."""
+    path, form = head_file(folder)
+    try:
+        tensors = load_file(path)
+        weight, bias = tensors[form.weight], tensors.get(form.bias)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: {form.weight} cannot be read: {error}") from None
+    if tuple(weight.shape) != (1, size) or (bias is not None and bias.numel() != 1):
+        raise UserError(f"{path}: the head is {tuple(weight.shape)}, the model needs (1, {size})")
+    head = nn.Linear(size, 1)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(torch.zeros(1) if bias is None else bias.reshape(1))
+    return head
+
+
+def load_rater(name: str, dtype: str = "auto", device: str = "auto", batch_size: int = 16) -> "Rater":
+    """A rater from a folder or a hub id. Raises UserError."""
+    folder = locate(name).folder
+    head_file(folder)  # before gigabytes are loaded
+    vlm, processor = load(name, dtype, device)
+    base = unwrapped(vlm)
+    head = load_head(folder, base.config.get_text_config().hidden_size).to(base.device)
+    return Rater(RewardModel(vlm, head).eval(), processor, batch_size)
+
+
+class Rater:
+    """Rates answers. Where the tree forward is proven for the family and the attention takes its mask, the answers of
+    an image share its work in one pass; else each answer is a row of a padded batch. Both give the same numbers."""
+
+    def __init__(self, model: RewardModel, processor: Any, batch_size: int, tree: bool = True) -> None:
+        base = unwrapped(model.vlm)
+        self.model = model
+        self.batch_size = batch_size
+        self.encoder = Encoder(processor, family_of(base.config))
+        self.pad_token_id = processor.tokenizer.pad_token_id or 0
+        self.control = control_tokens(processor)
+        self.entrance = entrance_of(base.config)
+        text = base.config.get_text_config()
+        self.most = getattr(text, "max_position_embeddings", None) or 1 << 30
+        self.tree = tree and self.entrance is not None and text._attn_implementation in ("sdpa", "eager")
+
+    def rate(self, asks: Sequence[Ask]) -> list[float | str]:
+        """One rating an answer, in their order, or in its place the reason why there is none."""
+        found: list[float | str] = ["not rated"] * len(asks)
+        waiting: list[tuple[int, str, Encoded]] = []
+        pixels: dict[str, dict[str, Tensor]] = {}
+        for i in sorted(range(len(asks)), key=lambda i: (list(asks[i].images), i)):
+            try:
+                text, encoded = self._encoded(asks[i])
+                image = asks[i].images[0]
+                if image not in pixels:
+                    pixels[image] = self.encoder.pixels(text, image)
+            except Unusable as problem:
+                found[i] = f"{problem.reason}: {problem.detail}" if problem.detail else problem.reason
+                continue
+            waiting.append((i, image, encoded))
+            if len(waiting) == self.batch_size:
+                self._flush(waiting, pixels, found)
+                waiting, pixels = [], {}
+        if waiting:
+            self._flush(waiting, pixels, found)
+        return found
+
+    def _encoded(self, ask: Ask) -> tuple[str, Encoded]:
+        if len(ask.images) != 1:
+            raise Unusable("one image is needed", f"{len(ask.images)} are given")
+        if not any(message.role == "user" for message in ask.prompt):
+            raise Unusable("no question")
+        prompt, completion = self.plain(ask.prompt), self.plain(ask.completion)
+        text, (encoded,) = self.encoder.sequences(prompt, [completion], ask.images[0])
+        if len(encoded) > self.most:
+            raise Unusable("too long", f"{len(encoded)} tokens, the model takes {self.most}")
+        return text, encoded
+
+    def plain(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages in which nothing is a control token to the tokenizer or an image to the processor."""
+        if self.control is None:
+            return list(messages)
+        joined = {m.content: self.control.sub(lambda t: t[0][0] + JOINER + t[0][1:], m.content) for m in messages}
+        return [m.model_copy(update={"content": joined[m.content]}) for m in messages]
+
+    def _flush(
+        self, waiting: list[tuple[int, str, Encoded]], pixels: dict[str, dict[str, Tensor]], found: list[float | str]
+    ) -> None:
+        base = unwrapped(self.model.vlm)
+        half = base.dtype in (torch.float16, torch.bfloat16)
+        with torch.no_grad(), torch.autocast(base.device.type, dtype=base.dtype if half else None, enabled=half):
+            ratings = (self._by_tree if self.tree else self._plain)(waiting, pixels)
+        for (i, _, _), rating in zip(waiting, ratings.tolist(), strict=True):
+            found[i] = rating if math.isfinite(rating) else f"the model gave {rating}"
+
+    def _plain(self, waiting: list[tuple[int, str, Encoded]], pixels: dict[str, dict[str, Tensor]]) -> Tensor:
+        batch = pad([encoded for _, _, encoded in waiting], self.pad_token_id)
+        batch.update(stack([pixels[image] for _, image, _ in waiting]))
+        device = unwrapped(self.model.vlm).device
+        ratings: Tensor = self.model({name: tensor.to(device) for name, tensor in batch.items()})
+        return ratings
+
+    def _by_tree(self, waiting: list[tuple[int, str, Encoded]], pixels: dict[str, dict[str, Tensor]]) -> Tensor:
+        assert self.entrance is not None
+        paths: dict[str, list[TreePath]] = {}
+        for _, image, encoded in waiting:  # sorted by image, so the trees' paths come in the same order
+            ids = encoded.inputs["input_ids"].long()
+            sides = {n: encoded.inputs[n].long() for n in self.entrance.sides if n in encoded.inputs}
+            paths.setdefault(image, []).append(TreePath(ids, torch.full_like(ids, IGNORED), sides=sides))
+        vision = Vision(self.model.vlm, lambda images: pixels[images[0]], _Kept())
+        trees = [Tree.of(found, (image,)) for image, found in paths.items()]
+        return self.model.rated(score_trees(self.model.vlm, trees, vision).last_hidden)
+
+
+class _Kept:
+    """Features of the images of one batch."""
+
+    def __init__(self) -> None:
+        self._found: dict[Images, Features] = {}
+
+    def get(self, images: Images, compute: Any) -> Features:
+        if images not in self._found:
+            self._found[images] = compute(images)
+        return self._found[images]
+
+
+def control_tokens(processor: Any) -> re.Pattern[str] | None:
+    """What spells a special token or a placeholder of the processor's, longest first; None where there is nothing."""
+    tokenizer = processor.tokenizer
+    words = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    words |= set(tokenizer.all_special_tokens)
+    for name in ("image_token", "video_token", "boi_token", "eoi_token", "fake_image_token", "global_image_tag"):
+        token = getattr(processor, name, None)
+        words.add(getattr(token, "content", token) or "")
+    spelled = sorted((re.escape(word) for word in words if isinstance(word, str) and len(word) > 1), key=len)
+    return re.compile("|".join(reversed(spelled))) if spelled else None

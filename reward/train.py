@@ -1,0 +1,183 @@
+"""The stage that trains a reward model: a scalar head on a vision-language model, from preferences.
+
+In: preference pairs, or candidates scored by another reward (rules, where the data has references), or both, and
+deliberate errors made from the better answers. Out: a model folder (adapter, processor, head) that the `trained` reward
+loads, and how well it tells better from worse on images that it has not seen.
+
+The loss is Bradley and Terry's with a margin and a penalty on the squared rating, which keeps ratings near 0 (Llama 2,
+arXiv 2307.09288, section 3.2.2, for the margin): -log sigmoid(c - r - margin * gap) + penalty * (c^2 + r^2) / 2, where
+gap is the difference of the two answers' scores. The language model stays frozen, as in all training here.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from align.artifact import Out, rows
+from align.errors import UserError
+from align.metrics import normalise
+from align.records import Message, Pair, Scored, row_id, row_seed, text_of
+from align.stage import Metrics, Ref
+from align.training.options import Training
+from reward.perturb import names_in, perturb
+from reward.quality import Rated, line, quality
+
+if TYPE_CHECKING:
+    from reward.model import Rater
+
+PREFERRED, PERTURBED = "preferences", "deliberate errors"
+
+
+class TrainReward(Training):
+    """Train a reward model on the vision adapter and a head."""
+
+    NAME: ClassVar[str] = "train-reward"
+
+    pairs: Annotated[str | None, Ref(Pair)] = None
+    scored: Annotated[str | None, Ref(Scored)] = None
+    min_gap: float = Field(0.1, gt=0)  # scored answers closer than this make no pair
+    per_question: int = Field(4, ge=1)  # pairs at most from the scored answers of a question
+    errors: int = Field(0, ge=0)  # deliberate errors made of each better answer
+    holdout: float = Field(0.1, gt=0, lt=1)  # share of the images kept for measuring
+    margin: float = Field(0.0, ge=0)
+    penalty: float = Field(0.01, ge=0)
+
+    @model_validator(mode="after")
+    def _sources(self) -> "TrainReward":
+        if self.pairs is None and self.scored is None:
+            raise ValueError("pairs or scored is needed: there is nothing to learn from")
+        return self
+
+    def run(self, out: Out) -> Metrics:
+        """Make the pairs, hold out images, train, measure."""
+        from align.training.run import Task, train
+        from reward.model import Rater
+        from reward.trainer import RewardTrainer, arguments
+
+        made, left_out = self._pairs()
+        seen, held = split(made, self.holdout, self.seed)
+        trainers: list[RewardTrainer] = []
+
+        def trainer(**given: Any) -> RewardTrainer:
+            gaps = {p.id: p.chosen_score - p.rejected_score for p in seen}
+            trainers.append(RewardTrainer(gaps=gaps, margin=self.margin, penalty=self.penalty, **given))
+            return trainers[-1]
+
+        source = " and ".join(s for s in (self.pairs, self.scored) if s)
+        task = Task("train-reward", answers, trainer, arguments)
+        metrics = train(self, source, [*seen], task, out)
+        trained = trainers[0]
+        trained.save_head(out.folder("model"))
+        rater = Rater(trained.reward_model.eval(), trained.processing_class, self.micro_batch or self.batch_size)
+        return {**metrics, "left_out": left_out, **measure(rater, held, self.seed)}
+
+    def _pairs(self) -> tuple[list[Pair], dict[str, int]]:
+        """Every pair to learn from or to measure on, and what came in but makes none."""
+        found = list(rows(self.pairs, Pair)) if self.pairs else []
+        scored = list(rows(self.scored, Scored)) if self.scored else []
+        train_rows = [row for row in scored if row.split == "train"]
+        found += pairs_of(train_rows, self.min_gap, self.per_question, self.seed)
+        wrong = errors_of(found, self.errors, self.seed)
+        return found + wrong, {"evaluation split": len(scored) - len(train_rows)} if scored else {}
+
+    @classmethod
+    def summary_of(cls, metrics: Metrics) -> str:
+        """Accuracy beside the baselines."""
+        return "\n".join(line(name, metrics["held_out"][name]) for name in metrics["held_out"])
+
+
+def answers(row: Pair) -> tuple[list[Message], list[list[Message]]]:
+    """A pair's prompt and its two answers, the better first."""
+    return row.prompt, [row.chosen, row.rejected]
+
+
+def pairs_of(scored: Sequence[Scored], min_gap: float, most: int, seed: int) -> list[Pair]:
+    """Pairs of one question's answers whose scores differ by `min_gap` or more and whose texts differ; `most` a
+    question, drawn by (seed, question)."""
+    by_question: dict[str, dict[str, Scored]] = {}
+    for row in scored:
+        if row.score is not None:
+            by_question.setdefault(row.question_id, {}).setdefault(normalise(text_of(row.completion)), row)
+    found = []
+    for question, texts in by_question.items():
+        ordered = sorted(texts.values(), key=lambda r: r.id)
+        possible = [(a, b) for a in ordered for b in ordered if (a.score or 0.0) - (b.score or 0.0) >= min_gap]
+        random.Random(row_seed(seed, question, "pairs")).shuffle(possible)
+        found += [
+            Pair(
+                id=row_id("pair", a.id, b.id),
+                images=a.images,
+                prompt=a.prompt,
+                chosen=a.completion,
+                rejected=b.completion,
+                question_id=question,
+                image_id=a.image_id,
+                kind=a.kind,
+                chosen_score=a.score or 0.0,
+                rejected_score=b.score or 0.0,
+            )
+            for a, b in possible[:most]
+        ]
+    return found
+
+
+def errors_of(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
+    """Up to `count` pairs from each different better answer: itself against itself with one deliberate error, whose
+    score is 0 by fiat where the better one's is above it."""
+    best: dict[tuple[str, str], Pair] = {}
+    for pair in pairs:
+        best.setdefault((pair.question_id, text_of(pair.chosen)), pair)
+    names = names_in(text_of(p.chosen) for p in best.values()) if count else []
+    found = []
+    for pair in best.values():
+        text = text_of(pair.chosen)
+        wrong: dict[str, str] = {}
+        for n in range(count):
+            made = perturb(text, names, random.Random(row_seed(seed, pair.id, "error", n)))
+            if made is not None:
+                wrong.setdefault(normalise(made[0]), made[0])
+        for error in wrong.values():
+            rejected = [*pair.chosen[:-1], Message(role="assistant", content=error)]
+            update = {
+                "id": row_id("error", pair.id, error),
+                "rejected": rejected,
+                "kind": PERTURBED,
+                "rejected_score": min(0.0, pair.chosen_score),
+            }
+            found.append(pair.model_copy(update=update))
+    return found
+
+
+def split(pairs: Sequence[Pair], holdout: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on and pairs to measure on, no image in both: the share `holdout` of the images, at least one,
+    drawn by (seed, image). Raises UserError where fewer than two images have a pair."""
+    images = sorted({p.image_id for p in pairs}, key=lambda image: row_id("holdout", seed, image))
+    if len(images) < 2:
+        raise UserError(
+            f"{len(images)} images have a pair of a better and a worse answer: at least 2 are needed, one to measure on"
+        )
+    held = set(images[: min(max(1, math.ceil(holdout * len(images))), len(images) - 1)])
+    return [p for p in pairs if p.image_id not in held], [p for p in pairs if p.image_id in held]
+
+
+def measure(rater: "Rater", held: Sequence[Pair], seed: int) -> dict[str, Any]:
+    """`held_out`: the quality on preferences and on deliberate errors, apart; `unrated`: pairs without a rating, by
+    reason."""
+    from reward.model import Ask
+
+    ratings = rater.rate([Ask(p.prompt, answer, p.images) for p in held for answer in (p.chosen, p.rejected)])
+    rated: dict[str, list[Rated]] = {PREFERRED: [], PERTURBED: []}
+    unrated: Counter[str] = Counter()
+    for pair, better, worse in zip(held, ratings[::2], ratings[1::2], strict=True):
+        if isinstance(better, str) or isinstance(worse, str):
+            reason = better if isinstance(better, str) else str(worse)
+            unrated[reason.partition(":")[0]] += 1
+            continue
+        lengths = len(text_of(pair.chosen)), len(text_of(pair.rejected))
+        rated[PERTURBED if pair.kind == PERTURBED else PREFERRED].append(Rated(better, worse, *lengths, pair.image_id))
+    found = {name: quality(pairs, seed) for name, pairs in rated.items() if pairs}
+    return {"held_out": found or {PREFERRED: quality([])}, "unrated": dict(unrated)}

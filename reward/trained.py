@@ -1,0 +1,94 @@
+"""A reward that a model has learnt: a scalar head on a vision-language model.
+
+In: candidates about one image each. Out: the logistic function of the rating, 0..1, so that the difference of two
+ratings is the log-odds of a preference (Bradley and Terry 1952); the rating itself is `parts["rating"]`, for work that
+needs its full range. The models come from `train-reward` or from others who publish theirs, see `HEADS`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from align.config import Config
+from align.errors import UserError
+from align.models import check_model
+from align.records import Candidate
+from align.stage import RUNTIME, ModelRef
+from reward.base import Reward, Score
+
+if TYPE_CHECKING:
+    from reward.model import Rater
+
+
+@dataclass(frozen=True)
+class HeadForm:
+    """How a published reward model keeps its head: the safetensors file beside the model and the names of weight
+    [1, hidden] and bias [1] in it. The head reads the last hidden state at the last token of the conversation."""
+
+    file: str
+    weight: str
+    bias: str
+
+
+OWN_HEAD = HeadForm("reward_head.safetensors", "weight", "bias")
+HEADS: tuple[HeadForm, ...] = (
+    OWN_HEAD,
+    HeadForm("value_head.safetensors", "v_head.summary.weight", "v_head.summary.bias"),  # Skywork-VL-Reward; TRL's name
+)
+"""One row a form; a new one is one more row."""
+
+
+def head_file(folder: Path) -> tuple[Path, HeadForm]:
+    """The file of a folder's head. Raises UserError where there is none."""
+    for form in HEADS:
+        if (folder / form.file).is_file():
+            return folder / form.file, form
+    names = " or ".join(form.file for form in HEADS)
+    raise UserError(f"{folder}: no {names}, so this is no reward model; `vlm-align train-reward` makes one")
+
+
+class Trained(Config):
+    """A trained reward model."""
+
+    reward: Literal["trained"]
+    model: ModelRef  # of `train-reward`, or a hub id
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Annotated[str, RUNTIME] = "auto"
+    batch_size: Annotated[int, RUNTIME] = Field(16, ge=1)  # answers in one forward pass
+
+    def check(self) -> None:
+        """The folder, where it is one, holds a model and a head."""
+        if Path(self.model).is_dir():
+            check_model(self.model)
+            head_file(Path(self.model))
+
+    @contextmanager
+    def opened(self) -> Iterator[Reward]:
+        """Load the model."""
+        from reward.model import load_rater
+
+        yield TrainedReward(load_rater(self.model, self.dtype, self.device, self.batch_size))
+
+
+class TrainedReward:
+    """A trained reward whose model is loaded."""
+
+    def __init__(self, rater: "Rater") -> None:
+        self.rater = rater
+
+    def score(self, rows: Sequence[Candidate]) -> list[Score]:
+        """One score a row; None with the reason where the row has no image that opens, no answer, or too long a one."""
+        from reward.model import Ask
+
+        ratings = self.rater.rate([Ask(row.prompt, row.completion, row.images) for row in rows])
+        return [Score(None, reason=r) if isinstance(r, str) else Score(logistic(r), {"rating": r}) for r in ratings]
+
+
+def logistic(x: float) -> float:
+    """1 / (1 + exp(-x)), for any finite x."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

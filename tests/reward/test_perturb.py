@@ -1,0 +1,64 @@
+"""Deliberate errors: one place changed, to something else of the same kind."""
+
+import random
+import re
+from difflib import SequenceMatcher
+
+import pytest
+
+from reward.perturb import COLOURS, names_in, perturb
+
+NAMES = ["Kenya", "Old Town", "Quarterly Sales"]
+
+
+def every(text: str, count: int = 200) -> set[tuple[str, str]]:
+    made = {perturb(text, NAMES, random.Random(i)) for i in range(count)}
+    assert None not in made
+    return {m for m in made if m}
+
+
+@pytest.mark.parametrize("number", ["7", "0", "42", "3.5", "0.05", "1,250", "2019", "12%", "$4.20"])
+def test_a_number_becomes_another_of_its_form(number: str) -> None:
+    form = re.sub(r"\d+", "N", number.replace(",", ""))
+    value = float(re.sub(r"[^\d.]", "", number))
+    for text, kind in every(f"it is {number} here"):
+        assert kind == "number"
+        said = text.removeprefix("it is ").removesuffix(" here")
+        other = float(re.sub(r"[^\d.]", "", said))
+        assert re.sub(r"\d+", "N", said.replace(",", "")) == form
+        assert len(said.partition(".")[2]) == len(number.partition(".")[2])
+        assert other != value
+        assert other >= 0
+        assert abs(other - value) <= max(0.61 * value, 10 ** -len(said.partition(".")[2].rstrip("%")), 5)
+
+
+def test_colours_answers_and_names() -> None:
+    assert {t for t, _ in every("Red it is")} == {f"{c.title()} it is" for c in COLOURS if c != "red"}
+    assert every("a grey bar") == {(f"a {c} bar", "colour") for c in COLOURS if c != "gray"}
+    assert every("Yes.") == {("No.", "yesno")}
+    assert every("NO") == {("YES", "yesno")}
+    assert every("sales in Kenya rose") == {
+        ("sales in Old Town rose", "name"),
+        ("sales in Quarterly Sales rose", "name"),
+    }
+    assert {text for text, _ in every('it says "sales of it"')} == {f'it says "{name}"' for name in NAMES}
+
+
+def test_one_place_changes_and_every_kind_comes() -> None:
+    text = "In 2019 the red bar of Kenya was 42 high, yes."
+    made = every(text)
+    assert {kind for _, kind in made} == {"number", "colour", "yesno", "name"}
+    for changed, _ in made:
+        blocks = [op for op in SequenceMatcher(None, text.split(), changed.split()).get_opcodes() if op[0] != "equal"]
+        assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("text", ["", "nothing to change", "The first word is no name, I know nothing", "v1x2", "a.b"])
+def test_nothing_to_make_wrong(text: str) -> None:
+    assert perturb(text, NAMES, random.Random(0)) is None
+    assert perturb("in Kenya", ["Kenya"], random.Random(0)) is None
+
+
+def test_names() -> None:
+    texts = ["The bar of New York is red.", 'It says "hello there" in Kenya', "Yes, and Red"]
+    assert names_in(texts) == ["Kenya", "New York", "hello there"]

@@ -1,0 +1,183 @@
+"""Training a reward model: the loss, the pairs, the held-out images, and that it learns what it is shown."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from align.adapter import Preset
+from align.artifact import Out, Store, begin
+from align.config import Source, build
+from align.errors import UserError
+from align.metrics import normalise
+from align.records import Message, Pair, Scored, text_of
+from reward import load_reward
+from reward.train import PERTURBED, TrainReward, errors_of, pairs_of, split
+from reward.trainer import RewardTrainer
+from tests.align.training.corpus import images, keep, said, tiny
+from tests.reward.candidates import candidate
+
+
+def scored(question: int, image: str, answer: str, score: float | None, **more: Any) -> Scored:
+    row = candidate(
+        answer, id=f"{question} {answer}", images=[image], image_id=image, question_id=f"q{question}",
+        prompt=said("user", f"What about {question}?"), **more,
+    )  # fmt: skip
+    return Scored(**row.model_dump(), score=score, parts={})
+
+
+def stage(model: Path, **more: Any) -> TrainReward:
+    values = {"model": str(model), "batch_size": 4, "device": "cpu", **more}
+    return build(TrainReward, values, Source("x"))
+
+
+def run(found: TrainReward, store: Store, key: str = "a") -> tuple[dict[str, Any], Out]:
+    with begin(store, found.NAME, key) as out:
+        return found.run(out), out
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def corpus(store: Store) -> list[Scored]:
+    """Answers of alike lengths, of which those with "true" are right."""
+    rows = []
+    for q, image in enumerate(images(store, 5) * 4):
+        rows += [scored(q, image, f"true {w}", 1.0) for w in ("it is", "I say")]
+        rows += [scored(q, image, f"fake {w}", 0.0) for w in ("it is", "I say")]
+    return rows
+
+
+@pytest.mark.parametrize("family", ["mllama", "idefics3"])
+def test_it_learns_and_what_it_wrote_loads(family: str, store: Store, tmp_path: Path) -> None:
+    rows = corpus(store)
+    options = {"adapter": Preset(connector="full", rank=4), "max_steps": 10, "learning_rate": 1e-2, "holdout": 0.3}
+    found = stage(tiny(family, tmp_path), scored=keep(store, rows, Scored), **options)
+    metrics, out = run(found, store)
+    assert metrics["rows"]["used"] == 3 * 4 * 4  # 3 of 5 images, 4 questions each, 4 pairs a question
+    held = metrics["held_out"]["preferences"]
+    assert (held["pairs"], held["images"]) == (2 * 4 * 4, 2)
+    assert held["accuracy"]["value"] == 1.0
+    assert held["baselines"]["shorter wins"]["value"] == 0.5
+    assert metrics["proof"]["equal"]
+    assert metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"] / 2
+    assert "accuracy 100.0 [100.0, 100.0] % on 32 held-out pairs of 2 images" in found.summary_of(metrics)
+    folder = out.path / "model"
+    assert {"adapter_model.safetensors", "reward_head.safetensors", "adapter_config.json"} <= {
+        p.name for p in folder.iterdir()
+    }
+    with load_reward({"reward": "trained", "model": str(folder), "device": "cpu"}) as reward:
+        values = {row.id: s.value or 0.0 for row, s in zip(rows, reward.score(rows), strict=True)}
+    for question in {row.question_id for row in rows}:
+        right, wrong = ([values[r.id] for r in rows if (r.question_id, r.score) == (question, s)] for s in (1.0, 0.0))
+        assert min(right) > max(wrong)
+
+
+def test_resumed_equals_uninterrupted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llava", tmp_path)
+    source = keep(store, corpus(store), Scored)
+    options = {"scored": source, "max_steps": 5, "save_steps": 2, "learning_rate": 1e-2}
+    _, whole = run(stage(model, **options), store)
+    expected = {
+        n: load_file(whole.path / "model" / n) for n in ("adapter_model.safetensors", "reward_head.safetensors")
+    }
+    step = RewardTrainer.training_step
+
+    def killed(self: RewardTrainer, *args: Any, **given: Any) -> Any:
+        if self.state.global_step >= 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **given)
+
+    monkeypatch.setattr(RewardTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(stage(model, **options), store, "b")
+    monkeypatch.setattr(RewardTrainer, "training_step", step)
+    _, continued = run(stage(model, **options), store, "b")
+    for name, tensors in expected.items():
+        for key, tensor in load_file(continued.path / "model" / name).items():
+            assert tensor.equal(tensors[key]), (name, key)
+
+
+def test_the_loss_by_hand() -> None:
+    class Plain:
+        margin, penalty = 0.5, 0.1
+
+    def model(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.tensor([2.0, 1.0, 0.0, 3.0])  # chosen, chosen, rejected, rejected
+
+    loss = RewardTrainer.compute_loss(Plain(), model, {"gap": torch.tensor([1.0, 0.5])})  # type: ignore[arg-type]
+    ranking = [math.log1p(math.exp(-(2 - 0 - 0.5 * 1.0))), math.log1p(math.exp(-(1 - 3 - 0.5 * 0.5)))]
+    squares = (2**2 + 0**2 + 1**2 + 3**2) / 2 / 2
+    assert loss.item() == pytest.approx(sum(ranking) / 2 + 0.1 * squares)
+
+
+def test_pairs_of_scored_answers() -> None:
+    rows = [
+        scored(1, "i", "best", 1.0),
+        scored(1, "i", "Best.", 0.0),  # the same answer
+        scored(1, "i", "good", 0.95),
+        scored(1, "i", "bad", 0.0),
+        scored(1, "i", "unscored", None),
+        scored(2, "i", "alone", 1.0),
+    ]
+    made = pairs_of(rows, 0.1, 9, 0)
+    told = {(text_of(p.chosen), text_of(p.rejected)) for p in made}
+    assert told <= {("best", "bad"), ("good", "bad")}
+    assert ("good", "bad") in told
+    assert pairs_of(rows[::-1], 0.1, 1, 0)[0].question_id == "q1"
+    assert len(pairs_of(rows, 0.1, 1, 0)) == 1
+    assert {p.id for p in pairs_of(rows, 0.1, 9, 5)} == {p.id for p in made}
+
+
+def test_deliberate_errors_differ_in_one_thing_and_are_worth_less() -> None:
+    pair = pairs_of([scored(1, "i", "the red bar is 12", 1.0), scored(1, "i", "no idea", 0.2)], 0.1, 1, 0)[0]
+    made = errors_of([pair, pair.model_copy(update={"id": "again"})], 5, 0)
+    assert 1 < len(made) <= 5
+    assert len({p.id for p in made}) == len(made)
+    for p in made:
+        assert (p.chosen, p.kind, p.chosen_score, p.rejected_score) == (pair.chosen, PERTURBED, 1.0, 0.0)
+        assert normalise(text_of(p.rejected)) != normalise(text_of(p.chosen))
+        assert p.rejected[-1].role == "assistant"
+    assert errors_of([pair], 0, 0) == []
+
+
+def test_no_image_is_on_both_sides() -> None:
+    rows = [scored(q, f"i{q % 7}", a, s) for q in range(40) for a, s in (("x", 1.0), ("y", 0.0))]
+    pairs = pairs_of(rows, 0.1, 4, 0)
+    for holdout, held_images in ((0.1, 1), (0.3, 3), (0.99, 6)):
+        seen, held = split(pairs, holdout, 0)
+        assert len(seen) + len(held) == len(pairs)
+        assert not {p.image_id for p in seen} & {p.image_id for p in held}
+        assert len({p.image_id for p in held}) == held_images
+    assert split(pairs[::-1], 0.3, 0)[1][0].image_id in {p.image_id for p in split(pairs, 0.3, 0)[1]}
+    assert {p.image_id for p in split(pairs, 0.3, 0)[1]} != {p.image_id for p in split(pairs, 0.3, 4)[1]}
+
+
+def test_mistakes(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pairs or scored is needed"):
+        stage(tmp_path)
+    only = [scored(1, "i", "x", 1.0), scored(1, "i", "y", 0.0, split="eval")]
+    with pytest.raises(UserError, match="0 images have a pair"):
+        run(stage(tmp_path, scored=keep(store, only, Scored)), store)
+
+
+def test_pairs_from_rejection_sampling_count_too(store: Store, tmp_path: Path) -> None:
+    found = [
+        Pair(
+            id=f"p{i}", images=[image], prompt=said("user", "How many?"), chosen=said("assistant", f"{i} red bars"),
+            rejected=[Message(role="assistant", content="none that I can see")], question_id=f"q{i}", image_id=image,
+            kind="count", chosen_score=0.9, rejected_score=0.1,
+        )
+        for i, image in enumerate(images(store, 4))
+    ]  # fmt: skip
+    options = {"pairs": keep(store, found, Pair), "errors": 2, "max_steps": 1, "holdout": 0.5, "margin": 1.0}
+    metrics, _ = run(stage(tiny("llava", tmp_path), **options), store)
+    assert set(metrics["held_out"]) == {"preferences", PERTURBED}
+    assert metrics["held_out"]["preferences"]["pairs"] == 2
+    assert metrics["held_out"][PERTURBED]["pairs"] >= 2
+    assert metrics["unrated"] == {}

@@ -1,0 +1,198 @@
+"""The trained reward: one number for a row whatever stands beside it, heads of others, and bad rows set aside."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from align.adapter import Preset
+from align.config import Source, build
+from align.errors import UserError
+from align.models import load, save_adapter
+from align.records import Candidate, Message
+from reward import load_reward
+from reward.model import JOINER, Ask, Rater, RewardModel, fresh_head, save_head
+from reward.trained import HEADS, Trained, logistic
+from tests import tiny
+from tests.plain import BUILDERS, adapted, picture
+from tests.reward.candidates import candidate
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    picture(1, (60, 28)).save(folder / "wide.png")
+    picture(2, (24, 24)).save(folder / "tall.png")
+    return folder
+
+
+def reward_folder(root: Path, family: str) -> Path:
+    """An adapter that matters with a head, saved as train-reward saves them."""
+    folder = root / f"{family}-reward"
+    if not folder.exists():
+        base = BUILDERS[family][0](root / family)
+        model, processor = load(str(base), "float32", "cpu")
+        peft = adapted(model, Preset(rank=4, tower="lora"))
+        save_adapter(peft, processor, folder)
+        save_head(fresh_head(peft, seed=3), folder)
+    return folder
+
+
+def candidates(root: Path) -> list[Candidate]:
+    found = []
+    for image in ("wide", "tall"):
+        for question in ("How many bars?", "Which colour is the tallest of them?"):
+            for answer in ("three", "thirty or more, I think", "red", "redder"):
+                found.append(
+                    candidate(
+                        answer,
+                        id=f"{image} {question} {answer}",
+                        images=[str(root / f"{image}.png")],
+                        prompt=[Message(role="user", content=question)],
+                    )
+                )
+    return found
+
+
+def ratings(reward: Any, rows: list[Candidate]) -> dict[str, float]:
+    found = {}
+    for row, score in zip(rows, reward.score(rows), strict=True):
+        assert score.value == logistic(score.parts["rating"])
+        found[row.id] = score.parts["rating"]
+    return found
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_alone_in_a_batch_in_any_order_and_as_a_tree_are_one_number(root: Path, family: str) -> None:
+    folder = reward_folder(root, family)
+    rows = candidates(root)
+    with load_reward({"reward": "trained", "model": str(folder), "device": "cpu", "batch_size": 64}) as reward:
+        rater = reward.rater
+        tree = ratings(reward, rows)
+        assert rater.tree
+        backwards = ratings(reward, rows[::-1])
+        rater.batch_size = 3
+        small = ratings(reward, rows[5:] + rows[:5])
+        rater.tree = False
+        rater.batch_size = 64
+        plain = ratings(reward, rows)
+        alone = {i: v for row in rows for i, v in ratings(reward, [row]).items()}
+    assert len({round(v, 4) for v in alone.values()}) == len(rows)
+    for other in (tree, backwards, small, plain):
+        assert other == pytest.approx(alone, abs=TOLERANCE)
+
+
+def test_the_rating_is_the_head_on_the_last_hidden_state(root: Path) -> None:
+    """Against the model's own forward on the text written out by hand."""
+    folder = reward_folder(root, "llava")
+    model, processor = load(str(folder), "float32", "cpu")
+    head = load_file(folder / "reward_head.safetensors")
+    text = f"{tiny.BOS}<|user|><image>How many?{tiny.EOS}<|assistant|>three{tiny.EOS}"
+    image = Image.open(root / "wide.png").convert("RGB")
+    inputs = processor(images=[[image]], text=[text], return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
+    expected = float(hidden @ head["weight"][0] + head["bias"][0])
+    row = candidate("three", images=[str(root / "wide.png")], prompt=[Message(role="user", content="How many?")])
+    with load_reward({"reward": "trained", "model": str(folder), "device": "cpu"}) as reward:
+        (score,) = reward.score([row])
+    assert score.parts["rating"] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_a_head_as_skywork_publishes_it(root: Path, tmp_path: Path) -> None:
+    """A whole model with value_head.safetensors beside it."""
+    own = reward_folder(root, "idefics3")
+    base = BUILDERS["idefics3"][0](tmp_path / "published")
+    head = load_file(own / "reward_head.safetensors")
+    save_file(
+        {"v_head.summary.weight": head["weight"], "v_head.summary.bias": head["bias"] + 1},
+        base / "value_head.safetensors",
+    )
+    model, processor = load(str(base), "float32", "cpu")
+    linear = fresh_head(model, seed=3)
+    with torch.no_grad():
+        linear.bias += 1
+    rows = candidates(root)[:3]
+    expected = Rater(RewardModel(model, linear), processor, 4).rate(
+        [Ask(r.prompt, r.completion, r.images) for r in rows]
+    )
+    with load_reward({"reward": "trained", "model": str(base), "device": "cpu"}) as reward:
+        assert [s.parts["rating"] for s in reward.score(rows)] == pytest.approx(expected, abs=1e-6)
+    assert [form.file for form in HEADS] == ["reward_head.safetensors", "value_head.safetensors"]
+
+
+def test_bad_rows_are_none_with_a_reason_and_the_others_scored(root: Path, tmp_path: Path) -> None:
+    folder = reward_folder(root, "mllama")
+    good = candidates(root)[:2]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    image = good[0].images
+    bad = {
+        "one image is needed: 0 are given": candidate("a", images=[]),
+        "one image is needed: 2 are given": candidate("a", images=image * 2),
+        "unreadable image: missing": candidate("a", images=[str(tmp_path / "none.png")]),
+        "unreadable image: unidentified": candidate("a", images=[str(tmp_path / "broken.png")]),
+        "empty answer": candidate(" \n", images=image),
+        "too long": candidate("word " * 200, images=image),
+        "no question": candidate("a", images=image, prompt=[]),
+        "processor: ": candidate("lone surrogate \ud800", images=image),
+    }
+    with load_reward({"reward": "trained", "model": str(folder), "device": "cpu"}) as reward:
+        expected = ratings(reward, good)
+        scores = reward.score([good[0], *bad.values(), good[1]])
+        for reason, score in zip(bad, scores[1:-1], strict=True):
+            assert score.value is None
+            assert score.reason.startswith(reason)
+        found = [scores[0].parts["rating"], scores[-1].parts["rating"]]
+        assert found == pytest.approx(list(expected.values()), abs=TOLERANCE)
+        with torch.no_grad():
+            reward.rater.model.head.bias.fill_(float("nan"))
+        assert [(s.value, s.reason) for s in reward.score(good)] == [(None, "the model gave nan")] * 2
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_control_tokens_in_text_are_letters_to_the_model(root: Path, family: str) -> None:
+    image_token = BUILDERS[family][1]
+    spelled = f"see {image_token} {tiny.EOS}<|assistant|>five{tiny.EOS}"
+    row = candidate(f"four{tiny.EOS}", images=[str(root / "wide.png")], prompt=[Message(role="user", content=spelled)])
+    with load_reward({"reward": "trained", "model": str(reward_folder(root, family)), "device": "cpu"}) as reward:
+        rater = reward.rater
+        (score,) = reward.score([row])
+        assert score.value is not None, score.reason
+        harmless = candidate("four", images=row.images, prompt=[Message(role="user", content="see")])
+        control = [rater.encoder.processor.tokenizer.convert_tokens_to_ids(t) for t in (tiny.EOS, image_token)]
+
+        def counts(given: Candidate) -> list[int]:
+            _, encoded = rater._encoded(Ask(given.prompt, given.completion, given.images))
+            return [encoded.inputs["input_ids"].tolist().count(t) for t in control]
+
+        assert counts(row) == counts(harmless)
+        assert rater.plain(row.completion)[0].content == f"four<{JOINER}{tiny.EOS[1:]}"
+
+
+def test_mistakes(root: Path, tmp_path: Path) -> None:
+    base = BUILDERS["llava"][0](tmp_path / "bare")
+
+    def config(model: Path | str) -> Trained:
+        return build(Trained, {"reward": "trained", "model": str(model)}, Source("x"))
+
+    with pytest.raises(UserError, match=r"no reward_head.safetensors or value_head.safetensors"):
+        config(base).check()
+    with pytest.raises(UserError, match="no such model folder"), config(tmp_path / "nothing").opened():
+        pass
+    save_file({"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, base / "reward_head.safetensors")
+    config(base).check()
+    with pytest.raises(UserError, match=r"the head is \(1, 7\), the model needs \(1, 64\)"), config(base).opened():
+        pass
+    save_file({"wait": torch.zeros(1, 7)}, base / "reward_head.safetensors")
+    with pytest.raises(UserError, match="weight cannot be read"), config(base).opened():
+        pass
+
+
+def test_a_logistic_of_any_number() -> None:
+    assert [logistic(x) for x in (-1000.0, 0.0, 1000.0)] == [0.0, 0.5, 1.0]
+    assert logistic(2.0) == pytest.approx(0.8807970779778823)
