@@ -4,7 +4,7 @@ BIN := .venv/bin
 SEED ?= 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench install clean
 
 demo: .venv/installed
 	$(BIN)/vlm-align run demo seed=$(SEED)
@@ -12,6 +12,9 @@ demo: .venv/installed
 
 test: .venv/dev lint
 	$(BIN)/python -m pytest
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from align.tree.mask import attention_mask, both_ways, sees, within
 from align.tree.vision import Images, Vectors, Vision, unwrapped
 
 HEAD_CHUNK = 1024
-"""Tokens whose logits over the vocabulary are in memory at a time; with more, backward computes them again."""
+"""Tokens whose logits over the vocabulary are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -219,24 +219,44 @@ def _hidden(model: Any, backbone: Any, inputs: dict[str, Any]) -> Tensor:
 
 def _head(head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """[tokens, 6] float32: log-probability of the target, entropy, mean logit, log of the sum of squared
-    probabilities, whether the target is the likeliest token, and 1."""
-    if len(hidden) <= HEAD_CHUNK:
-        return _head_chunk(head, hidden, targets)
-    from torch.utils.checkpoint import checkpoint
-
-    pieces = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
-    return torch.cat([checkpoint(_head_chunk, head, h, t, use_reentrant=False) for h, t in pieces])
+    probabilities, whether the target is the likeliest token, and 1. The head itself gets no gradient: it is frozen."""
+    log_probs, *others = _LogProbs.apply(hidden, head.weight, head.bias, targets)
+    return torch.stack([log_probs, *others, torch.ones_like(log_probs)], dim=-1)
 
 
-def _head_chunk(head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = head(hidden).float()
-    normaliser = logits.logsumexp(-1)
-    log_probs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-    with torch.no_grad():
-        log_all = logits - normaliser[:, None]
-        probs = log_all.exp()
-        entropy = -(probs * log_all).sum(-1)
-        log_sum_sq = (2 * log_all).logsumexp(-1)
-        top1 = (logits.argmax(-1) == targets).float()
-    columns = [log_probs, entropy, logits.detach().mean(-1), log_sum_sq, top1, torch.ones_like(log_probs)]
-    return torch.stack(columns, dim=-1)
+class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
+    """The log-probabilities of targets through a frozen linear head, in memory for a piece of the tokens' logits.
+
+    For log p = w[t] h - log sum_v exp(w[v] h) the gradient by h is w[t] - sum_v p[v] w[v]. It is taken while the
+    probabilities are there, so that backward needs [tokens, hidden] numbers and no logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
+        wanted = ctx.needs_input_grad[0]
+        pieces, slopes = [], []
+        for h, t in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True):
+            logits = torch.nn.functional.linear(h, weight, bias).float()
+            probs = logits.softmax(-1)
+            top, likeliest = logits.max(-1)
+            normaliser = top - probs.gather(-1, likeliest[:, None])[:, 0].log()
+            pieces.append(
+                (
+                    logits.gather(-1, t[:, None])[:, 0] - normaliser,
+                    normaliser - torch.linalg.vecdot(probs, logits),
+                    logits.mean(-1),
+                    torch.linalg.vecdot(probs, probs).log(),
+                    (likeliest == t).float(),
+                )
+            )
+            if wanted:
+                slopes.append(weight[t].to(h.dtype) - torch.mm(probs.to(weight.dtype), weight).to(h.dtype))
+        if wanted:
+            ctx.save_for_backward(torch.cat(slopes))
+        found = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+        ctx.mark_non_differentiable(*found[1:])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * gradients[0][:, None].to(slope.dtype), None, None, None

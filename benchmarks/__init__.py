@@ -1,0 +1,1 @@
+"""How fast training over trees is, against TRL in the same run: `make bench`."""
