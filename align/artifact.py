@@ -62,7 +62,7 @@ class Store:
         files = sorted(p for p in path.rglob("*") if p.is_file())
         whole = hashlib.sha256()
         for file, digest in zip(files, self._file_digests(files), strict=True):
-            whole.update(f"{file.relative_to(path).as_posix()}\0{digest}\n".encode())
+            whole.update(os.fsencode(file.relative_to(path).as_posix()) + f"\0{digest}\n".encode())
         return whole.hexdigest()
 
     def _file_digests(self, files: list[Path]) -> list[str]:
@@ -73,11 +73,11 @@ class Store:
             for file in files:
                 stat = file.stat()
                 state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-                row = db.execute("select state, digest from digests where path = ?", (str(file),)).fetchone()
+                row = db.execute("select state, digest from digests where path = ?", (os.fsencode(file),)).fetchone()
                 if row is None or row[0] != state:
                     with file.open("rb") as stream:
                         row = (state, hashlib.file_digest(stream, "sha256").hexdigest())
-                    db.execute("replace into digests values (?, ?, ?)", (str(file), *row))
+                    db.execute("replace into digests values (?, ?, ?)", (os.fsencode(file), *row))
                 digests.append(row[1])
         db.close()
         return digests

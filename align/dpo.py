@@ -55,7 +55,7 @@ class DPO(Training):
             loss_weights=self.loss_weights,
             label_smoothing=self.label_smoothing,
         )
-        return train(self, self.input, list(rows(self.input, Pair)), Task("dpo", _parts, MendedDPO, arguments), out)
+        return train(self, list(rows(self.input, Pair)), Task("dpo", _parts, MendedDPO, arguments), out)
 
 
 def _parts(row: Pair) -> tuple[list[Message], list[list[Message]]]:

@@ -146,8 +146,12 @@ def row_seed(seed: int, *parts: object) -> int:
 
 
 def dropped(row: Row, reason: str, detail: str = "") -> Dropped:
-    """Set `row` aside for `reason`."""
-    return Dropped(id=row.id, reason=reason, detail=detail, row=row.model_dump_json())
+    """Set `row` aside for `reason`; images of a store stand there by name, as they do in parquet."""
+    record = row.model_dump(mode="json")
+    for i, image in enumerate(record.get("images", ())):
+        if Path(image).parent.parent.name == "blobs":
+            record["images"][i] = Path(image).name
+    return Dropped(id=row.id, reason=reason, detail=detail, row=json.dumps(record, ensure_ascii=False))
 
 
 def _arrow(annotation: Any) -> "pa.DataType":

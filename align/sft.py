@@ -23,7 +23,7 @@ class SFT(Training):
         from align.training.run import Task, train
         from align.training.trainers import MendedSFT, SFTConfig
 
-        return train(self, self.input, list(rows(self.input, QA)), Task("sft", _parts, MendedSFT, SFTConfig), out)
+        return train(self, list(rows(self.input, QA)), Task("sft", _parts, MendedSFT, SFTConfig), out)
 
 
 def _parts(row: QA) -> tuple[list[Message], list[list[Message]]]:

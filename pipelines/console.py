@@ -4,14 +4,41 @@ While a stage runs, file descriptors 1 and 2 point at its log, so that the chatt
 processes and of native code ends up there too; progress bars and the closing line go to the real terminal.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from align.progress import progress_to
+
+
+class _Chatter(io.TextIOBase):
+    """What sys.stdout and sys.stderr are during a stage. Loggers keep the stream that they were made with, so this one
+    stays open for good and always leads to the log of the last stage."""
+
+    def __init__(self) -> None:
+        self.log: TextIO | None = None
+
+    def write(self, text: str) -> int:
+        return self.log.write(text) if self.log is not None else len(text)
+
+    def flush(self) -> None:
+        if self.log is not None:
+            self.log.flush()
+
+    def fileno(self) -> int:
+        if self.log is None:
+            raise io.UnsupportedOperation("fileno")
+        return self.log.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
+_CHATTER = _Chatter()
 
 
 @contextmanager
@@ -20,19 +47,20 @@ def output_to(log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
+    before, _CHATTER.log = _CHATTER.log, log.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+    if before is not None:
+        before.close()
     saved = os.dup(1), os.dup(2)
-    with log.open("a", buffering=1) as file, os.fdopen(os.dup(2), "w") as terminal, progress_to(terminal):
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    with os.fdopen(os.dup(2), "w") as terminal, progress_to(terminal):
+        os.dup2(_CHATTER.fileno(), 1)
+        os.dup2(_CHATTER.fileno(), 2)
         try:
-            with redirect_stdout(file), redirect_stderr(file):
+            with redirect_stdout(_CHATTER), redirect_stderr(_CHATTER):
                 yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, before in zip((1, 2), saved, strict=True):
-                os.dup2(before, descriptor)
-                os.close(before)
+            for descriptor, kept in zip((1, 2), saved, strict=True):
+                os.dup2(kept, descriptor)
+                os.close(kept)
 
 
 def counts_text(counts: Mapping[str, Any]) -> str:

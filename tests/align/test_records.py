@@ -1,8 +1,21 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from align.records import QA, Candidate, Message, Row, Scored, read_parquet, row_id, row_seed, schema, write_parquet
+from align.records import (
+    QA,
+    Candidate,
+    Message,
+    Row,
+    Scored,
+    dropped,
+    read_parquet,
+    row_id,
+    row_seed,
+    schema,
+    write_parquet,
+)
 
 
 def scored(i: int, image: str = "/x/a.png", score: float | None = 0.5) -> Scored:
@@ -45,6 +58,12 @@ def test_ids_and_seeds_depend_on_every_part() -> None:
     seeds = {row_seed(s, "row", i) for s in range(3) for i in range(100)}
     assert len(seeds) == 300
     assert all(0 <= s < 2**31 for s in seeds)
+
+
+def test_a_row_set_aside_names_its_images_as_parquet_does() -> None:
+    kept = json.loads(dropped(scored(0, "/any/store/blobs/ab/abcd.png"), "odd").row)
+    assert kept["images"] == ["abcd.png"]
+    assert json.loads(dropped(scored(0, "/mine/x.png"), "odd").row)["images"] == ["/mine/x.png"]
 
 
 def test_schema_names_are_trls() -> None:

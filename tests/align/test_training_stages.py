@@ -125,12 +125,12 @@ def test_how_it_runs_changes_nothing(store: Store, tmp_path: Path) -> None:
 
 def test_no_rows(store: Store, tmp_path: Path) -> None:
     base = str(tiny("llava", tmp_path))
-    with pytest.raises(UserError, match=r"no rows to train on: .*data is empty"):
+    with pytest.raises(UserError, match="input: no rows to train on; see what the stages above set aside"):
         run(SFT(input=keep(store, [], QA), model=base), store)
     path, *_ = images(store)
     long = [qa(i, path, "red", "blue " * 30) for i in range(3)]
     stage = SFT(input=keep(store, [*long, qa(9, path, "red", " ")], QA, "bad"), model=base, max_length=40)
-    with pytest.raises(UserError, match=r"all 4 of .* are set aside \(too long 3, empty answer 1\)"):
+    with pytest.raises(UserError, match=r"all 4 are set aside \(too long 3, empty answer 1\)"):
         run(stage, store)
 
 
@@ -165,13 +165,13 @@ def test_a_changed_language_model_is_not_written(store: Store, tmp_path: Path) -
     task = Task("sft", lambda row: (row.prompt, [row.completion]), Vandal, SFTConfig)
     with begin(store, "sft", "a") as out:
         with pytest.raises(RuntimeError, match="the language model is not what it was"):
-            train(stage, "rows", list(asked), task, out)
+            train(stage, list(asked), task, out)
         assert not (out.path / "model").exists()
         # the training itself is kept: the next run only has to look again
-        metrics = train(stage, "rows", list(asked), Task("sft", task.parts, MendedSFT, SFTConfig), out)
+        metrics = train(stage, list(asked), Task("sft", task.parts, MendedSFT, SFTConfig), out)
     assert (metrics["steps"], len(metrics["curve"]), metrics["proof"]["equal"]) == (1, 1, True)
     with begin(store, "sft", "b") as direct:
-        train(stage, "rows", list(asked), Task("sft", task.parts, MendedSFT, SFTConfig), direct)
+        train(stage, list(asked), Task("sft", task.parts, MendedSFT, SFTConfig), direct)
     name = "model/adapter_model.safetensors"
     assert (out.path / name).read_bytes() == (direct.path / name).read_bytes()
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,11 @@ class TestKeys:
         assert keys(text)["trained"] == first
         Path("d/x").rename("d/y")
         assert keys(text)["trained"] != first
+
+    def test_a_name_that_is_no_utf8_is_a_name_all_the_same(self) -> None:
+        Path("d").mkdir()
+        Path(os.fsdecode(b"d/\xff\xfe.png")).write_text("1")
+        assert Store(Path("store")).digest(Path("d")) == Store(Path("store")).digest(Path("d"))
 
     def test_a_value_without_stable_form_raises(self) -> None:
         from align.config import Config

@@ -1,3 +1,4 @@
+import logging
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import pytest
 
 from align.artifact import Artifact, begin, count_rows, rows
 from align.errors import UserError
+from pipelines.console import output_to
 from pipelines.pipeline import load_pipeline, single
 from pipelines.runner import Runs, StageFailed, plan_lines, run
 from tests.pipelines.test_pipeline import GOOD, write
@@ -84,6 +86,17 @@ class TestRun:
         log = Path("runs/toy/logs/numbers.log").read_text()
         assert "chatter of numbers" in log
         assert "chatter of a child" in log
+
+    def test_a_logger_made_in_one_stage_writes_to_the_log_of_the_next(self, capfd: pytest.CaptureFixture[str]) -> None:
+        with output_to(Path("a.log")):
+            handler = logging.StreamHandler()
+            handler.emit(logging.makeLogRecord({"msg": "first"}))
+        handler.emit(logging.makeLogRecord({"msg": "between"}))
+        with output_to(Path("b.log")):
+            handler.emit(logging.makeLogRecord({"msg": "second"}))
+        assert Path("a.log").read_text() == "first\nbetween\n"
+        assert Path("b.log").read_text() == "second\n"
+        assert capfd.readouterr() == ("", "")
 
     def test_a_store_can_be_moved(self) -> None:
         go()
