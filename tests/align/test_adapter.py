@@ -35,8 +35,7 @@ PRESETS = {
     "full": Preset(connector="full", rank=4),
     "all": Preset(tower="lora", connector="full", rank=2, alpha=7.0),
 }
-EVERY = [(kind, name) for kind in CONFIGS for name in PRESETS]
-SOME = [(kind, name) for kind in CONFIGS for name in ("default", "all")] + [("llava", "full"), ("gemma3", "tower")]
+EVERY = [(kind, name) for kind in CONFIGS for name in ("default", "all")] + [("llava", "full"), ("gemma3", "tower")]
 
 
 def step(model: PeftModel, batch: dict[str, torch.Tensor], rate: float = 0.05) -> None:
@@ -75,12 +74,11 @@ def test_training_moves_the_adapter_and_nothing_else(kind: str, preset: str) -> 
     assert (logits(model, batch) - image).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize(("kind", "preset"), SOME)
+@pytest.mark.parametrize(("kind", "preset"), EVERY)
 def test_merged_equals_unmerged(kind: str, preset: str) -> None:
     model = attach(tiny_model(kind), PRESETS[preset], seed=0)
     batch = image_batch(kind)
-    for seed in range(3):
-        step(model, image_batch(kind, seed))
+    step(model, batch)
     expected = logits(model, batch)
     merged = merge(model)
     assert not any("lora" in name for name, _ in merged.named_parameters())
@@ -88,7 +86,7 @@ def test_merged_equals_unmerged(kind: str, preset: str) -> None:
     torch.testing.assert_close(logits(merged, batch), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "preset"), SOME)
+@pytest.mark.parametrize(("kind", "preset"), EVERY)
 def test_an_adapter_survives_its_file(kind: str, preset: str, tmp_path: Path) -> None:
     model = attach(tiny_model(kind), PRESETS[preset], seed=0)
     step(model, image_batch(kind))
