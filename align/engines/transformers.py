@@ -55,7 +55,6 @@ class Prompt:
 
     text: str
     images: tuple[str, ...]
-    length: int
     answers: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -111,9 +110,9 @@ class TransformersEngine:
                 continue
             key = (text, tuple(request.images))
             if key not in found:
-                found[key] = Prompt(*key, length=len(self._processor.tokenizer.tokenize(text)))
+                found[key] = Prompt(*key)
             found[key].answers += [(i, j) for j in range(request.n)]
-        return sorted(found.values(), key=lambda p: (len(p.images), p.images, p.length))
+        return sorted(found.values(), key=lambda p: (len(p.images), p.images, len(p.text)))
 
     def _text(self, request: Request) -> str:
         """The prompt by the model's own chat template."""
@@ -136,8 +135,10 @@ class TransformersEngine:
         errors: dict[int, str],
     ) -> None:
         """Draw a batch's answers. Where that fails, halves are tried, down to the one prompt that is to blame (an odd
-        image, the model's image token in a question) or to what fits in memory. Raises EngineDied when the device is
-        lost."""
+        image, the model's image token in a question), or to a single answer that does not fit in memory. Raises
+        EngineDied when the device is lost."""
+        import torch
+
         try:
             try:
                 inputs = self._inputs(batch)
@@ -152,11 +153,11 @@ class TransformersEngine:
         except (ValueError, RuntimeError, IndexError) as error:
             if "CUDA error" in str(error):
                 raise EngineDied(f"the device failed: {_line(error)}") from error
-            if len(batch) == 1:
+            total = sum(len(p.answers) for p in batch)
+            if len(batch) == 1 and (total == 1 or not isinstance(error, torch.OutOfMemoryError)):
                 errors.update({i: _line(error) for i, _ in batch[0].answers})
                 return
-            middle = len(batch) // 2
-            for half in (batch[:middle], batch[middle:]):
+            for half in batches(batch, -(-total // 2)):
                 self._answer(half, requests, answers, errors)
 
     def _inputs(self, batch: list[Prompt]) -> dict[str, Any]:
@@ -216,7 +217,7 @@ def batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
             batch, free = [], size
         rest = prompt.answers
         while rest:
-            batch.append(Prompt(prompt.text, prompt.images, prompt.length, rest[:free]))
+            batch.append(Prompt(prompt.text, prompt.images, rest[:free]))
             rest, free = rest[free:], free - len(rest[:free])
             if not free:
                 yield batch

@@ -191,6 +191,24 @@ def test_an_adapter_folder_answers_as_peft_does(mllama: Path, images: list[str],
         assert texts != [r.texts[0] for r in plain.generate(requests)]
 
 
+def test_a_batch_that_does_not_fit_in_memory_is_split(
+    mllama: Path, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [ask(i, images, WARM, n=5, seed=i) for i in range(3)]
+    with opened(mllama, 16) as engine:
+        whole = engine.generate(requests)
+    genuine = TransformersEngine._draw
+
+    def narrow(self: TransformersEngine, batch: list[Prompt], *rest: Any) -> None:
+        if sum(len(p.answers) for p in batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        genuine(self, batch, *rest)
+
+    monkeypatch.setattr(TransformersEngine, "_draw", narrow)
+    with opened(mllama, 16) as engine:
+        assert engine.generate(requests) == whole
+
+
 def test_a_model_without_a_chat_template_is_refused(mllama: Path, tmp_path: Path) -> None:
     model, processor = AutoModelForImageTextToText.from_pretrained(mllama), AutoProcessor.from_pretrained(mllama)
     processor.chat_template = processor.tokenizer.chat_template = None
@@ -202,9 +220,9 @@ def test_a_model_without_a_chat_template_is_refused(mllama: Path, tmp_path: Path
 
 def test_batches_hold_so_many_answers_of_prompts_with_as_many_images() -> None:
     prompts = [
-        Prompt("a", (), 1, [(0, 0), (0, 1)]),
-        Prompt("b", (), 1, [(1, j) for j in range(7)]),
-        Prompt("c", ("x",), 1, [(2, 0)]),
+        Prompt("a", (), [(0, 0), (0, 1)]),
+        Prompt("b", (), [(1, j) for j in range(7)]),
+        Prompt("c", ("x",), [(2, 0)]),
     ]
     found = list(batches(prompts, 4))
     assert [[(p.text, len(p.answers)) for p in batch] for batch in found] == [
