@@ -1,0 +1,65 @@
+"""Two processes under torch's launcher (gloo) against one with the whole batch."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from tests.align.tree.test_trl import Setting, run
+root, family, pairs, size, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "dpo", int(sys.argv[4]), sys.argv[5]
+setting = Setting(root, family, pairs)
+extra = {"ddp_backend": "gloo"} if size < 6 else {}
+trainer = setting.tree(per_device_train_batch_size=size, max_steps=3, **extra)
+log, _, weights = run(trainer)
+if trainer.accelerator.is_main_process:
+    found = {
+        "processes": trainer.accelerator.num_processes,
+        "log": [[entry["loss"], entry["grad_norm"]] for entry in log],
+        "weights": {name: weight.flatten().tolist() for name, weight in weights.items()},
+    }
+    Path(out).write_text(json.dumps(found))
+"""
+
+
+def _train(root: Path, family: str, kind: str, processes: int, out: Path) -> dict:
+    script = out.with_suffix(".py")
+    script.write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
+    given = [str(root), family, kind, str(6 // processes), str(out)]
+    environment = {
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "PATH": "/usr/bin:/bin",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [*command, *given], env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "kind"), [("mllama", "dpo"), ("llava", "sft")])
+def test_two_processes_train_as_one_does(tmp_path_factory, tmp_path, family, kind):
+    root = tmp_path_factory.getbasetemp() / "tiny"
+    root.mkdir(exist_ok=True)
+    one = _train(root, family, kind, 1, tmp_path / "one.json")
+    two = _train(root, family, kind, 2, tmp_path / "two.json")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for (loss, norm), (other_loss, other_norm) in zip(one["log"], two["log"], strict=True):
+        assert other_loss == pytest.approx(loss, rel=1e-5, abs=1e-5)
+        assert other_norm == pytest.approx(norm, rel=1e-4)
+    for name, weight in one["weights"].items():
+        assert two["weights"][name] == pytest.approx(weight, abs=1e-5), name
