@@ -8,6 +8,7 @@ adapter off, in one pass over the same trees.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from align.progress import progress
 from align.training.collate import IGNORED, pad
-from align.training.encode import Encoded, Example
+from align.training.encode import Encoded, Encoder, Example
 from align.tree.batching import ImageOrder
 from align.tree.forward import Tree, score
 from align.tree.layout import Path
 from align.tree.references import References, reference_digest, sample_digest
 from align.tree.vision import Entrance, Images, Vision
-from align.vision_cache import file_digest
+from align.vision_cache import cache_key, file_digest, open_cache
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,29 @@ class TreeCollator:
         for images, members in groups.items():
             trees.append(Tree.of([self._path(images, rows[row][1]) for row in members], images))
         return Forest(tuple(trees), torch.tensor([row for members in groups.values() for row in members]))
+
+
+def tree_collator(
+    model: Any, processor: Any, encoder: Encoder, examples: Sequence[Example], folder: FilePath, memory: int
+) -> tuple[TreeCollator, str]:
+    """What a trainer over trees needs, and the line that says where the images' features are kept and why. `folder`
+    holds features and reference log-probabilities for this and later runs; `memory` is in bytes."""
+    prompts = {example.image: example.prompt for example in examples}
+
+    def inputs(images: Images) -> dict[str, Tensor]:
+        (image,) = images
+        return encoder.pixels(prompts[image], image)
+
+    vision = Vision(model, inputs)
+    line = "vision features computed each time: the tower trains"
+    if vision.frozen:
+        rows = [(image,) for image in prompts]
+        with torch.no_grad():
+            cache, chosen = open_cache(cache_key(model, processor), folder / "vision", rows, vision.features, memory)
+        vision, line = Vision(model, inputs, cache), chosen.reason
+    pad_token_id = processor.tokenizer.pad_token_id
+    store = References(folder / "references.sqlite")
+    return TreeCollator(examples, vision, 0 if pad_token_id is None else pad_token_id, store), line
 
 
 class _Planted:

@@ -16,7 +16,7 @@ from align.records import QA, Message, Pair
 from align.training.collate import Collator, Pixels
 from align.training.encode import Encoder, encode
 from align.training.trainers import MendedDPO, MendedSFT
-from align.tree.trl import OverTrees, TreeCollator
+from align.tree.trl import OverTrees, TreeCollator, tree_collator
 from align.tree.vision import Vision
 from tests.plain import BUILDERS, adapted, picture
 
@@ -96,6 +96,12 @@ class Setting:
         vision = Vision(model, lambda images: self.encoder.pixels(prompts[images[0]], images[0]))
         collator = TreeCollator(self.examples, vision, self.processor.tokenizer.pad_token_id)
         return self._trainer(TreeDPO if self.pairs else TreeSFT, model, collator, **extra)
+
+    def kept(self, folder: Path, memory: int, **extra: Any) -> tuple[Any, str]:
+        """Over trees, with what earlier runs left in `folder`."""
+        model = self.model()
+        collator, line = tree_collator(model, self.processor, self.encoder, self.examples, folder, memory)
+        return self._trainer(TreeDPO if self.pairs else TreeSFT, model, collator, **extra), line
 
     def _trainer(self, kind: Any, model: Any, collator: Any, **extra: Any) -> Any:
         columns = {"index": list(range(len(self.examples))), "images": [[e.image] for e in self.examples]}
@@ -218,3 +224,31 @@ def test_twenty_steps_go_the_same_way(root, family, pairs):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-4)
     for name, weight in weights.items():
         torch.testing.assert_close(same[name], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_kept_features_and_references_change_nothing(root, tmp_path, family, memory):
+    setting = Setting(root, family, pairs=True)
+    same_first_step(setting.plain(), setting.kept(tmp_path, memory)[0])
+    again, line = setting.kept(tmp_path, memory)
+    assert line.startswith("vision features")
+    again.data_collator.references = again.references(6)
+    same_first_step(setting.plain(), again)
+
+
+def test_a_tower_that_trains_is_never_kept(root, tmp_path):
+    setting = Setting(root, "idefics3", pairs=False, preset=Preset(rank=4, tower="lora"))
+    trainer, line = setting.kept(tmp_path, 1 << 30)
+    assert line == "vision features computed each time: the tower trains"
+    same_first_step(setting.plain(), trainer)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_rows_of_an_image_meet_in_a_batch_unless_told_otherwise(root):
+    setting = Setting(root, "llava", pairs=False)
+    images = [example.image for example in setting.examples]
+    grouped = list(setting.tree(train_sampling_strategy="random")._get_train_sampler())
+    assert sorted(grouped) == list(range(6))
+    assert [images[row] for row in grouped] in ([images[0]] * 3 + [images[1]] * 3, [images[1]] * 3 + [images[0]] * 3)
+    assert list(setting.tree()._get_train_sampler()) == list(range(6))
