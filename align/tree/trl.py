@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from align.progress import progress
-from align.training.collate import IGNORED, pad
-from align.training.encode import Encoded, Encoder, Example
+from align.training.collate import IGNORED, Pixels, pad
+from align.training.encode import Encoded, Example
 from align.tree.batching import ImageOrder
 from align.tree.forward import Tree, score
 from align.tree.layout import Path
@@ -99,20 +99,20 @@ class TreeCollator:
 
 
 def tree_collator(
-    model: Any, processor: Any, encoder: Encoder, examples: Sequence[Example], folder: FilePath, memory: int
+    model: Any, processor: Any, pixels: Pixels, examples: Sequence[Example], folder: FilePath, memory: int
 ) -> tuple[TreeCollator, str]:
     """What a trainer over trees needs, and the line that says where the images' features are kept and why. `folder`
     holds features and reference log-probabilities for this and later runs; `memory` is in bytes."""
-    prompts = {example.image: example.prompt for example in examples}
+    first = {example.image: example for example in examples}
 
     def inputs(images: Images) -> dict[str, Tensor]:
         (image,) = images
-        return encoder.pixels(prompts[image], image)
+        return pixels.get(first[image])
 
     vision = Vision(model, inputs)
     line = "vision features computed each time: the tower trains"
     if vision.frozen:
-        rows = [(image,) for image in prompts]
+        rows = [(image,) for image in first]
         with torch.no_grad():
             cache, chosen = open_cache(cache_key(model, processor), folder / "vision", rows, vision.features, memory)
         vision, line = Vision(model, inputs, cache), chosen.reason
@@ -205,3 +205,8 @@ class OverTrees:
             return parent._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
         images = [example.image for example in trainer.data_collator.examples]
         return ImageOrder(images, trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed)
+
+
+def over_trees(trainer: type) -> type:
+    """A TRL trainer's class, over trees."""
+    return type(f"{trainer.__name__}OverTrees", (OverTrees, trainer), {})

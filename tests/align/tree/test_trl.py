@@ -16,7 +16,7 @@ from align.records import QA, Message, Pair
 from align.training.collate import Collator, Pixels
 from align.training.encode import Encoder, encode
 from align.training.trainers import MendedDPO, MendedSFT
-from align.tree.trl import OverTrees, TreeCollator, tree_collator
+from align.tree.trl import TreeCollator, over_trees, tree_collator
 from align.tree.vision import Vision
 from tests.plain import BUILDERS, adapted, picture
 
@@ -24,12 +24,7 @@ QUESTIONS = ("How many?", "How many are red?", "Which colour?")
 ANSWERS = ("three", "thirty or so", "red, I think", "it is a house with a roof")
 
 
-class TreeSFT(OverTrees, MendedSFT):
-    pass
-
-
-class TreeDPO(OverTrees, MendedDPO):
-    pass
+TreeSFT, TreeDPO = over_trees(MendedSFT), over_trees(MendedDPO)
 
 
 def _images(folder: Path) -> list[str]:
@@ -100,7 +95,9 @@ class Setting:
     def kept(self, folder: Path, memory: int, **extra: Any) -> tuple[Any, str]:
         """Over trees, with what earlier runs left in `folder`."""
         model = self.model()
-        collator, line = tree_collator(model, self.processor, self.encoder, self.examples, folder, memory)
+        collator, line = tree_collator(
+            model, self.processor, Pixels(self.encoder.pixels, memory), self.examples, folder, memory
+        )
         return self._trainer(TreeDPO if self.pairs else TreeSFT, model, collator, **extra), line
 
     def _trainer(self, kind: Any, model: Any, collator: Any, **extra: Any) -> Any:
