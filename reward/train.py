@@ -67,9 +67,8 @@ class TrainReward(Training):
             trainers.append(RewardTrainer(gaps=gaps, margin=self.margin, penalty=self.penalty, **given))
             return trainers[-1]
 
-        source = " and ".join(s for s in (self.pairs, self.scored) if s)
         task = Task("train-reward", answers, trainer, arguments)
-        metrics = train(self, source, [*seen], task, out)
+        metrics = train(self, [*seen], task, out)
         trained = trainers[0]
         trained.save_head(out.folder("model"))
         rater = Rater(trained.reward_model.eval(), trained.processing_class, self.micro_batch or self.batch_size)

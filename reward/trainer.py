@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
 
 from align.training.collate import Collator
-from align.training.trainers import ADAPTER, _Mended
+from align.training.trainers import ADAPTER, _Mended, save_adapter
 from reward.model import RewardModel, fresh_head, load_head, save_head
 
 
@@ -67,11 +68,16 @@ class RewardTrainer(_Mended):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Adapter and head."""
         folder = Path(output_dir or self.args.output_dir)
-        self.reward_model.vlm.save_pretrained(folder, selected_adapters=[ADAPTER])
+        save_adapter(self.reward_model.vlm, folder)
         self.save_head(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Adapter and head, every tensor of them."""
-        super()._load_from_checkpoint(resume_from_checkpoint, self.reward_model.vlm)
-        head = self.reward_model.head
-        head.load_state_dict(load_head(Path(resume_from_checkpoint), head.in_features).state_dict())
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        folder, vlm, head = Path(resume_from_checkpoint), self.reward_model.vlm, self.reward_model.head
+        stored = load_file(folder / "adapter_model.safetensors")
+        if set(stored) != set(get_peft_model_state_dict(vlm, adapter_name=ADAPTER, save_embedding_layers=False)):
+            raise RuntimeError(f"{folder}: not a checkpoint of this model")
+        set_peft_model_state_dict(vlm, stored, adapter_name=ADAPTER)
+        head.load_state_dict(load_head(folder, head.in_features).state_dict())
