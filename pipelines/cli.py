@@ -14,6 +14,7 @@ import click
 
 from align.errors import UserError
 from pipelines.catalog import STAGES
+from pipelines.commands_reward import serve_reward, with_files
 
 _RUNS = click.option(
     "--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), envvar="VLM_ALIGN_RUNS", show_default=True,
@@ -160,7 +161,10 @@ def _stage_command(kind: str) -> click.Command:
 
         run(single(kind, words), Runs(root), Say())
 
-    return command
+    return with_files(command) if kind == "score" else command
+
+
+cli.add_command(serve_reward)
 
 
 class _StageCommand(click.Command):

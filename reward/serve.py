@@ -1,0 +1,322 @@
+"""A reward as an HTTP server.
+
+In: requests with a question in OpenAI's chat format, images and candidate answers. Out: one score a candidate, in their
+order. Candidates of requests that wait at the same time are scored in one batch. What is too large or too much is
+refused with a clear status; what was taken in is finished before the server stops. Imported by the command alone.
+"""
+
+import asyncio
+import hmac
+import logging
+import math
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from align.engine import EngineDied
+from align.records import Candidate
+from reward.asks import BadAsk, Images, read_ask
+from reward.base import Reward, Score
+
+GONE = "the model behind the reward is gone"
+log = logging.getLogger("vlm-align.reward")
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes. Bytes of a body, pixels of an image, candidates of a request, of the queue and of a batch;
+    seconds that a batch waits for more to come."""
+
+    body: int = 32 << 20
+    pixels: int = 33_554_432
+    candidates: int = 256
+    queue: int = 4096
+    batch: int = 64
+    wait_s: float = 0.005
+
+
+class Ask(BaseModel):
+    """A question with candidate answers. `messages` (OpenAI's chat format) or `prompt` with `images`."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str | None = Field(None, description="comes back with the scores")
+    messages: list[dict[str, Any]] | None = Field(None, description="OpenAI chat messages, the user's last")
+    prompt: str | None = None
+    images: list[str] | None = Field(None, description="data URLs: data:image/png;base64,...")
+    candidates: list[str] = Field(description="the answers to score")
+    reference: str | None = Field(None, description="the right answer, for rewards that need it")
+
+
+class OneScore(BaseModel):
+    """`score` is null where the candidate could not be scored, and `reason` says why."""
+
+    score: float | None
+    parts: dict[str, float | None]
+    reason: str
+
+
+class Scores(BaseModel):
+    id: str | None
+    scores: list[OneScore]
+
+
+class Problem(BaseModel):
+    detail: str
+
+
+class Full(Exception):
+    """The queue takes no more for now; try again after so many seconds."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"the queue is full; try again in {seconds} s")
+        self.seconds = seconds
+
+
+@dataclass
+class _Waiting:
+    rows: list[Candidate]
+    done: "asyncio.Future[list[Score]]"
+
+
+class Batcher:
+    """Scores what waits, all requests together, in one thread."""
+
+    def __init__(self, reward: Reward, limits: Limits) -> None:
+        self.reward = reward
+        self.limits = limits
+        self.waiting = 0  # candidates taken in and not scored yet
+        self._dead = False
+        self.speed = 0.0  # candidates a second, of late
+        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._next: _Waiting | None = None
+
+    def alive(self) -> bool:
+        """Whether there is a model to score with."""
+        return not self._dead
+
+    async def score(self, rows: list[Candidate]) -> list[Score]:
+        """The scores of a request's rows. Raises Full."""
+        if self.waiting and self.waiting + len(rows) > self.limits.queue:
+            raise Full(min(60, max(1, math.ceil(self.waiting / self.speed))) if self.speed else 1)
+        entry = _Waiting(rows, asyncio.get_running_loop().create_future())
+        self.waiting += len(rows)
+        self._queue.put_nowait(entry)
+        return await entry.done
+
+    async def work(self) -> None:
+        """Until `stop`, and then until nothing waits."""
+        while batch := await self._gathered():
+            rows = [row for entry in batch for row in entry.rows]
+            began = time.monotonic()
+            scores = await run_in_threadpool(self._scored, batch)
+            self.speed = len(rows) / max(time.monotonic() - began, 1e-6)
+            self.waiting -= len(rows)
+            for entry in batch:
+                mine, scores = scores[: len(entry.rows)], scores[len(entry.rows) :]
+                if not entry.done.done():
+                    entry.done.set_result(mine)
+
+    def stop(self) -> None:
+        """No more comes: `work` ends with what waits."""
+        self._queue.put_nowait(None)
+
+    async def _gathered(self) -> list[_Waiting]:
+        first = self._next or await self._queue.get()
+        self._next = None
+        if first is None:
+            return []
+        batch, size = [first], len(first.rows)
+        until = time.monotonic() + self.limits.wait_s
+        while size < self.limits.batch:
+            try:
+                entry = await asyncio.wait_for(self._queue.get(), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                break
+            if entry is None:
+                self._queue.put_nowait(None)
+                break
+            if size + len(entry.rows) > self.limits.batch:
+                self._next = entry
+                break
+            batch.append(entry)
+            size += len(entry.rows)
+        return batch
+
+    def _scored(self, batch: list[_Waiting]) -> list[Score]:
+        try:
+            return self.reward.score([row for entry in batch for row in entry.rows])
+        except EngineDied as error:
+            self._dead = True
+            log.error("the model behind the reward is gone: %s", error)
+            return [Score(None, reason=GONE) for e in batch for _ in e.rows]
+        except Exception:
+            log.exception("a batch could not be scored")
+            if len(batch) == 1:
+                return [Score(None, reason="the reward failed on this request") for _ in batch[0].rows]
+            return [score for entry in batch for score in self._scored([entry])]
+
+
+class Guard:
+    """Token and size of the body, before anything is parsed; ASGI middleware."""
+
+    def __init__(self, app: Any, most: int, token: str | None) -> None:
+        self.app = app
+        self.most = most
+        self.token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if self.token is not None:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self.token.encode()):
+                refusal = JSONResponse({"detail": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
+                await refusal(scope, receive, send)
+                return
+        body = bytearray()
+        length = headers.get(b"content-length", b"0")
+        big = length.isdigit() and int(length) > self.most
+        more = not big
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.most:
+                big = True
+                break
+        if big:
+            detail = f"the body is larger than {self.most} bytes"
+            await JSONResponse({"detail": detail}, 413, {"Connection": "close"})(scope, receive, send)
+            return
+        sent = False
+
+        async def replay() -> MutableMapping[str, Any]:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self.app(scope, replay, send)
+
+
+def create_app(reward: Reward, limits: Limits, token: str | None = None, allow_urls: bool = False) -> FastAPI:
+    """The application around an opened reward."""
+    batcher = Batcher(reward, limits)
+    folder = tempfile.TemporaryDirectory(prefix="vlm-align-")
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(batcher.work())
+        yield
+        batcher.stop()
+        await worker
+        folder.cleanup()
+
+    app = FastAPI(title="vlm-align reward", version="1", lifespan=life)
+    registry = CollectorRegistry()
+    requests = Counter("reward_requests", "Requests by status.", ["status"], registry=registry)
+    candidates = Counter("reward_candidates", "Candidates by outcome.", ["outcome"], registry=registry)
+    seconds = Histogram("reward_request_seconds", "Time of a scored request.", registry=registry)
+    Gauge("reward_waiting", "Candidates waiting.", registry=registry).set_function(lambda: batcher.waiting)
+
+    def refused(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        requests.labels(str(status)).inc()
+        return JSONResponse({"detail": detail}, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        """What was sent is not sent back: it may be large, or no text at all."""
+        lines = []
+        for problem in error.errors()[:10]:
+            where = ".".join(str(part) for part in problem["loc"] if part != "body")
+            lines.append(f"{where}: {problem['msg']}" if where else str(problem["msg"]))
+        return refused(422, "; ".join(lines).encode("utf-8", "replace").decode())
+
+    problems: dict[int | str, dict[str, Any]] = {
+        400: {"model": Problem, "description": "The body is no JSON."},
+        401: {"model": Problem, "description": "The token is missing or wrong."},
+        413: {"model": Problem, "description": "The body is too large."},
+        422: {"model": Problem, "description": "The request cannot be scored; `detail` says why."},
+        429: {"model": Problem, "description": "The queue is full; see Retry-After."},
+        503: {"model": Problem, "description": "The model behind the reward is gone."},
+    }
+
+    @app.post("/score", response_model=Scores, responses=problems)
+    async def score(ask: Ask) -> Any:
+        """Score candidate answers to a question about an image."""
+        began = time.monotonic()
+        if not batcher.alive():
+            return refused(503, GONE)
+        name = uuid.uuid4().hex
+        with Images(None, Path(folder.name) / name, urls=allow_urls, max_pixels=limits.pixels) as images:
+            given = ask.model_dump(exclude_none=True)
+            try:
+                asked = await run_in_threadpool(read_ask, given, images, name, limits.candidates)
+                found = await batcher.score(asked.candidates)
+            except BadAsk as problem:
+                return refused(422, str(problem))
+            except Full as problem:
+                return refused(429, str(problem), {"Retry-After": str(problem.seconds)})
+        if not batcher.alive():
+            return refused(503, GONE)
+        shown = [one_score(s) for s in found]
+        for s in shown:
+            candidates.labels("unscored" if s.score is None else "scored").inc()
+        requests.labels("200").inc()
+        seconds.observe(time.monotonic() - began)
+        return Scores(id=ask.id, scores=shown)
+
+    @app.get("/health", responses={503: problems[503]})
+    async def health() -> Any:
+        """200 while the server can score."""
+        if not batcher.alive():
+            return JSONResponse({"detail": GONE}, 503)
+        return {"status": "ok", "waiting": batcher.waiting}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """For Prometheus."""
+        return PlainTextResponse(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_middleware(Guard, most=limits.body, token=token)
+    return app
+
+
+def one_score(score: Score) -> OneScore:
+    """As JSON, which has no NaN and no infinity."""
+    parts = {n: v if v is not None and math.isfinite(v) else None for n, v in score.parts.items()}
+    if score.value is not None and not math.isfinite(score.value):
+        return OneScore(score=None, parts=parts, reason=f"the score is {score.value}")
+    reason = score.reason.encode("utf-8", "replace").decode()
+    return OneScore(score=score.value, parts=parts, reason=reason)
+
+
+def serve(
+    reward: Reward, host: str, port: int, limits: Limits, token_env: str | None = None, allow_urls: bool = False
+) -> None:
+    """Serve until SIGINT or SIGTERM; then refuse what is new and finish what was taken in."""
+    import uvicorn
+
+    token = os.environ.get(token_env) if token_env else None
+    uvicorn.run(create_app(reward, limits, token, allow_urls), host=host, port=port, log_level="info")

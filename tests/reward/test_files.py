@@ -1,0 +1,152 @@
+"""Scoring files: every form of image and answer, bad rows among good ones, a stop that changes nothing."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from align.errors import UserError
+from pipelines import cli as module
+from pipelines.cli import cli
+from reward.files import score_file
+from reward.load import read_reward
+from reward.rules import Rules
+from tests.reward.candidates import png
+
+RULES = {"reward": "rules", "rules": [{"rule": "exact"}]}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_in_both_forms_and_bad_ones_between(tmp_path: Path) -> None:
+    data = base64.b64encode(Path(png(tmp_path / "a.png")).read_bytes()).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        {"type": "text", "text": "How many?"},
+    ]
+    rows: list[Any] = [
+        {"id": "a", "prompt": "How many?", "images": ["a.png"], "candidates": ["3", "4"], "reference": "3"},
+        {"id": 7, "messages": [{"role": "user", "content": parts}], "completion": "4", "reference": "4"},
+        {"id": "typo", "prompt": "?", "candidate": ["3"]},
+        {"prompt": "?", "candidates": ["3"]},
+        {"id": "url", "prompt": "?", "images": ["http://127.0.0.1/x.png"], "candidates": ["3"], "reference": "3"},
+        {"id": "many", "prompt": "?", "candidates": ["3"] * 10_000, "reference": "3"},
+        {"id": "base64", "prompt": "?", "images": ["data:image/png;base64,%%%"], "completion": "3", "reference": "3"},
+        {"id": "no image", "prompt": "?", "images": [f"data:;base64,{data[:40]}"], "completion": "3"},
+        {"id": "trl", "prompt": [{"role": "user", "content": "?"}], "reference": "x",
+         "completion": [{"role": "assistant", "content": "x"}]},
+        ["no object"],
+    ]  # fmt: skip
+    source = write(tmp_path / "in.jsonl", rows)
+    with source.open("ab") as stream:
+        stream.write(b'{"id": "\xff"}\n\n{"id": broken\n')
+        stream.write(b'{"id": "s", "prompt": "?", "completion": "\\ud800", "reference": "x"}\n')
+    counts = score_file(read_reward(RULES), source, tmp_path / "out.jsonl", chunk=3)
+    found = lines(tmp_path / "out.jsonl")
+    assert [(r["id"], r["candidate"], r["score"]) for r in found] == [
+        ("a", 0, 1.0), ("a", 1, 0.0), ("7", 0, 1.0), ("typo", None, None), (None, 0, None), ("url", None, None),
+        ("many", None, None), ("base64", None, None), ("no image", None, None), ("trl", 0, 1.0), (None, None, None),
+        (None, None, None), (None, None, None), ("s", None, None),
+    ]  # fmt: skip
+    reasons = [r["reason"] for r in found]
+    for n, start in {
+        3: "unknown key 'candidate'; did you mean 'candidates'?",
+        4: "exact: no reference",
+        5: "images from URLs are not allowed",
+        6: "10000 candidates; 1024 are allowed",
+        7: "the image's base64 cannot be read",
+        8: "unreadable image: ",
+        10: "an object is expected, not list",
+        11: "line 11 is no JSON",
+        12: "line 13 is no JSON",
+        13: "a text holds a lone surrogate",
+    }.items():
+        assert reasons[n].startswith(start), reasons[n]
+    assert (counts.rows, counts.answers, counts.unscored) == (13, 14, 10)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "in.jsonl", "out.jsonl"]
+
+
+def test_parquet_in_and_out(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "prompt": "?", "candidates": [str(i), "x"], "reference": str(i)} for i in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    score_file(read_reward(RULES), tmp_path / "in.parquet", tmp_path / "out.parquet", chunk=2)
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(r["id"], r["candidate"], r["score"]) for r in found] == [
+        (str(i), n, 1.0 - n) for i in range(5) for n in range(2)
+    ]
+    assert found[0]["parts"] == [("exact", 1.0)]
+
+
+def test_a_stopped_file_continues_and_another_reward_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": str(i), "prompt": "?", "completion": str(i), "reference": str(i)} for i in range(10)]
+    source, target = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    asked: list[str] = []
+    real = Rules.score
+
+    def counted(self: Rules, given: Any) -> Any:
+        asked.extend(row.reference for row in given)
+        if len(asked) > stop:
+            raise KeyboardInterrupt
+        return real(self, given)
+
+    monkeypatch.setattr(Rules, "score", counted)
+    stop = 7
+    with pytest.raises(KeyboardInterrupt):
+        score_file(read_reward(RULES), source, target, chunk=2)
+    assert not target.exists()
+    stop = 100
+    score_file(read_reward(RULES), source, target, chunk=2)
+    assert asked == ["0", "1", "2", "3", "4", "5", "6", "7", "6", "7", "8", "9"]
+    assert [r["score"] for r in lines(target)] == [1.0] * 10
+    asked.clear()
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        score_file(read_reward(RULES), source, target, chunk=2)
+    stop = 100
+    other = read_reward({"reward": "rules", "rules": [{"rule": "length", "min": 2}]})
+    score_file(other, source, target, chunk=2)
+    assert [r["score"] for r in lines(target)] == [0.0] * 10
+
+
+def call(*words: str) -> int:
+    return module._exit_code(lambda: cli(list(words), standalone_mode=False))
+
+
+def test_the_command_takes_files_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": "?", "candidates": ["3", "4"], "reference": "3"}])
+    reward = tmp_path / "r.yaml"
+    reward.write_text("reward: rules\nrules: [{rule: exact}]\n")
+    target = tmp_path / "out.jsonl"
+    assert call("score", str(reward), str(source), str(target)) == 0
+    assert f"{target}: 2 answers from 1 rows" in capsys.readouterr().out
+    for words, message in {
+        (str(reward), str(source)): "three words are expected",
+        (str(reward), str(source), str(source)): "is the input too",
+        (str(reward), str(tmp_path / "none.jsonl"), str(target)): "no such file",
+        (str(reward), str(source), str(tmp_path / "x.csv")): "ends in .jsonl or .parquet",
+        (str(reward), str(source), str(tmp_path / "none" / "x.jsonl")): "no such folder",
+        (str(tmp_path / "none.yaml"), str(source), str(target)): "no such file",
+        ("reward=r.yaml", "--allow-urls"): "--allow-urls goes with a file",
+        ("reward=none.yaml",): "vlm-align score: reward: no such file",
+    }.items():
+        assert call("score", *words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_no_parquet(tmp_path: Path) -> None:
+    (tmp_path / "in.parquet").write_bytes(b"text")
+    with pytest.raises(UserError, match="no parquet file"):
+        score_file(read_reward(RULES), tmp_path / "in.parquet", tmp_path / "out.jsonl")
