@@ -156,13 +156,16 @@ def engine_environment() -> dict[str, str]:
 
 
 def check_vllm(model: str) -> None:
-    """Raises UserError where vLLM is missing, or the model is an adapter folder."""
-    from align.models import is_adapter
+    """Raises UserError where vLLM is missing, or the model is a folder of what vLLM cannot take."""
+    from align.models import is_adapter, read_json
 
     if importlib.util.find_spec("vllm") is None:
         raise UserError("vLLM is not installed: install vlm-align[cpu] or vlm-align[gpu]")
-    if is_adapter(Path(model)):
+    folder = Path(model)
+    if is_adapter(folder):
         raise UserError(f"{model}: this is a LoRA adapter, which vLLM is not given here: merge it first")
+    if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "mllama":
+        raise UserError(f"{model}: vLLM has no Mllama since 0.10.2; use `engine: transformers`")
 
 
 def vllm_folder(model: str) -> Path:
