@@ -114,3 +114,8 @@ def test_batches_and_order_change_nothing() -> None:
 def test_mistakes(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         rules(rule)
+
+
+def test_a_pattern_has_to_match_to_the_end() -> None:
+    rule = {"rule": "format", "pattern": "[a-z]+"}
+    assert [value(rule, text) for text in ("abc\n", "abc 1", "1 abc")] == [1.0, 0.0, 0.0]

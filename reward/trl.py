@@ -1,0 +1,96 @@
+"""A reward as a reward function of TRL's GRPO and RLOO trainers.
+
+In: what these trainers hand over, prompts and completions as texts or messages and the data set's columns by name, each
+a list of one entry a completion. Out: one number a completion, None where it could not be scored (TRL leaves those out
+of the group's mean). Images come from the column `image` or `images`, as paths or as PIL images.
+"""
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from align.records import Candidate, Message, row_id
+from reward.asks import BadAsk, Images, read_ask
+from reward.base import Reward
+from reward.load import load_reward
+
+
+class TrlReward:
+    """Call it, or hand it to `GRPOTrainer(reward_funcs=...)`. `reference` names the column with the right answers."""
+
+    def __init__(self, reward: Reward, folder: Path, reference: str | None = None, name: str = "reward") -> None:
+        self.reward = reward
+        self.folder = folder
+        self.reference = reference
+        self.__name__ = name  # what TRL calls it in its logs
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """One score a completion. Raises KeyError where the column of `reference` is missing."""
+        references = columns[self.reference] if self.reference else [None] * len(prompts)
+        images = columns.get("images") or columns.get("image") or [None] * len(prompts)
+        found: list[float | None] = [None] * len(prompts)
+        asked: list[tuple[int, Candidate]] = []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            given = {
+                "prompt": without_images(prompt),
+                "images": [self._path(image) for image in _listed(images[i])],
+                "completion": completion,
+                "reference": None if references[i] is None else str(references[i]),
+            }
+            try:
+                (candidate,) = read_ask(given, Images(Path.cwd(), self.folder), row_id("trl", i)).candidates
+            except BadAsk:
+                continue
+            asked.append((i, candidate))
+        scores = self.reward.score([candidate for _, candidate in asked]) if asked else []
+        for (i, _), score in zip(asked, scores, strict=True):
+            found[i] = score.value
+        return found
+
+    def _path(self, image: Any) -> str:
+        """A path as it is; a PIL image, or bytes in the form of data sets, as a file named by its content."""
+        if isinstance(image, str | Path):
+            return str(image)
+        if isinstance(image, Mapping):
+            if not image.get("bytes"):
+                return str(image.get("path"))
+            data = bytes(image["bytes"])
+        else:
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            data = buffer.getvalue()
+        path = self.folder / hashlib.sha256(data).hexdigest()
+        if not path.exists():
+            path.write_bytes(data)
+        return str(path)
+
+
+@contextmanager
+def trl_reward(source: str | Path | Mapping[str, Any], reference: str | None = None) -> Iterator[TrlReward]:
+    """A reward function from a config: `with trl_reward("rules.yaml", reference="answer") as reward: GRPOTrainer(...,
+    reward_funcs=reward)`. Raises UserError."""
+    with load_reward(source) as reward, tempfile.TemporaryDirectory(prefix="vlm-align-") as folder:
+        yield TrlReward(reward, Path(folder), reference)
+
+
+def _listed(images: Any) -> list[Any]:
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def without_images(prompt: Any) -> Any:
+    """A prompt whose messages hold text alone: TRL puts image parts where the images go, which come as a column."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = []
+    for turn in prompt:
+        content = turn["content"]
+        if not isinstance(content, str):
+            content = "\n".join(part["text"] for part in content if part.get("type") == "text")
+        turns.append(Message(role=turn["role"], content=content).model_dump())
+    return turns

@@ -1,0 +1,78 @@
+"""The reward function as TRL calls it, and inside its GRPO trainer."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from reward.trl import TrlReward, trl_reward
+from tests import tiny
+from tests.reward.candidates import png
+from tests.reward.test_serve import Lengths
+
+RULES = {"reward": "rules", "rules": [{"rule": "exact"}]}
+
+
+def test_texts_and_messages_with_references() -> None:
+    with trl_reward(RULES, reference="answer") as reward:
+        said = [{"role": "assistant", "content": "red"}]
+        prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
+        found = reward(
+            prompts=["Which?", prompt, prompt, "?"],
+            completions=["blue", said, said, "x"],
+            answer=["red", "red", "green", None],
+            trainer_state=None,
+            completion_ids=[[1]] * 4,
+        )
+    assert found == [0.0, 1.0, 0.0, None]
+    assert reward.__name__ == "reward"
+
+
+def test_images_of_every_kind_reach_the_reward(tmp_path: Path) -> None:
+    path = png(tmp_path / "a.png")
+    seen = Lengths()
+    reward = TrlReward(seen, tmp_path)
+    picture = Image.open(path)
+    data = {"bytes": Path(path).read_bytes(), "path": None}
+    assert reward(["?"] * 3, ["1", "2", "3"], images=[[path], [picture], [data]]) == [1.0, 2.0, 3.0]
+    assert reward(["?"], ["4"], image=[picture]) == [4.0]
+    assert len(seen.images) == 4
+    assert all(found.startswith(b"\x89PNG") for found in seen.images)
+
+
+@pytest.mark.filterwarnings("ignore")  # TRL's own, about the version of vLLM and the like
+def test_grpo_runs_with_it(tmp_path: Path) -> None:
+    """On text: what is shown is that the trainer takes the function and its numbers."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    folder = tiny.tiny_llava(tmp_path / "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": ["one", "two"] * 2, "answer": ["1", "2"] * 2})
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, num_generations=2, max_completion_length=4,
+        max_steps=2, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    config = {"reward": "rules", "rules": [{"rule": "length", "max": 3}]}
+    with trl_reward(config, reference="answer") as reward:
+        trainer = GRPOTrainer(
+            model=model, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=tokenizer
+        )
+        trainer.train()
+    logged = [entry["rewards/reward/mean"] for entry in trainer.state.log_history if "rewards/reward/mean" in entry]
+    assert len(logged) == 2
+    assert all(0 <= value <= 1 for value in logged)
+
+
+def test_a_column_that_is_missing_is_named() -> None:
+    with trl_reward(RULES, reference="answer") as reward, pytest.raises(KeyError, match="answer"):
+        reward(["?"], ["x"])
