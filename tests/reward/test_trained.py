@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from align.adapter import Preset
 from align.config import Source, build
 from align.errors import UserError
-from align.models import load, save_adapter
+from align.models import load
 from align.records import Candidate, Message
+from align.training.trainers import save_adapter
 from reward import load_reward
 from reward.model import JOINER, Ask, Rater, RewardModel, fresh_head, save_head
 from reward.trained import HEADS, Trained, logistic
@@ -38,7 +39,8 @@ def reward_folder(root: Path, family: str) -> Path:
         base = BUILDERS[family][0](root / family)
         model, processor = load(str(base), "float32", "cpu")
         peft = adapted(model, Preset(rank=4, tower="lora"))
-        save_adapter(peft, processor, folder)
+        save_adapter(peft, folder)
+        processor.save_pretrained(folder)
         save_head(fresh_head(peft, seed=3), folder)
     return folder
 
