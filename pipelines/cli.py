@@ -93,13 +93,38 @@ def validate_command(pipeline: str, words: tuple[str, ...]) -> None:
     click.echo(f"{path}: valid, {len(loaded.steps)} stages: {', '.join(s.name for s in loaded.steps)}")
 
 
+@cli.command("describe")
+@click.argument("model")
+@_WORDS
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def describe_command(model: str, words: tuple[str, ...], as_json: bool) -> None:
+    """Show what an adapter would train in MODEL, without its weights.
+
+    MODEL is a hub id, a folder, or a config.json; `vlm-align ls` lists published ones. KEY=VALUE as under `adapter:`,
+    such as tower=lora rank=8.
+    """
+    from align.adapter import Preset, describe
+    from align.config import Source, build, parse_overrides, shipped
+
+    given = {".".join(map(str, path)): value for path, value in parse_overrides(words).items()}
+    found = describe(str(shipped(model)), build(Preset, given, Source("vlm-align describe")))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo(f"{found['family']}: {found['trainable']:,} parameters train, {found['frozen']:,} are frozen")
+    for part, counts in found["parts"].items():
+        click.echo(f"  {part:<16} {counts['trainable']:>14,} train  {counts['frozen']:>16,} frozen")
+    for module in found["modules"]:
+        click.echo(f"    {module}")
+
+
 @cli.command("ls")
 def ls_command() -> None:
     """List the shipped configs."""
     from align.config import shipped_root
 
     root = shipped_root()
-    files = sorted(p for p in root.rglob("*") if p.suffix in (".yaml", ".jinja"))
+    files = sorted(p for p in root.rglob("*") if p.suffix in (".yaml", ".jinja", ".json"))
     width = max(len(str(p.relative_to(root))) for p in files)
     for path in files:
         first = path.read_text(encoding="utf-8").partition("\n")[0]

@@ -1,7 +1,7 @@
 """Draws the demo's bar charts, so that every image has a table that is known to be right.
 
 In: counts and a seed. Out: `images/{train,eval}/*.png`, each chart's table as
-`fields/{train,eval}/*.json`, and `questions.jsonl` with ground-truth questions on the held-out charts.
+`tables/{train,eval}/*.txt`, and `questions.jsonl` with ground-truth questions on the held-out charts.
 
 Every chart belongs to exactly one `Part`, chosen by a hash of its table: the teacher's training, the
 student's pre-training, the pipeline's own images and the evaluation can therefore never share a chart.
@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,12 +78,9 @@ class Chart:
         """The chart in words, left to right: `red 3, blue 7`."""
         return ", ".join(f"{bar.color} {bar.value}" for bar in self.bars)
 
-    def fields(self) -> dict[str, Any]:
-        """The chart as the JSON object that is written beside its image."""
-        return {
-            "type": "bar chart",
-            "bars": [{"color": bar.color, "value": bar.value} for bar in self.bars],
-        }
+    def text_form(self) -> str:
+        """The chart as the text that is written beside its image."""
+        return f"Bars: {self.table()}."
 
     @property
     def part(self) -> Part:
@@ -166,13 +162,12 @@ def draw_charts(out: Path, train: int, evaluation: int, seed: int, progress: Pro
     rows: list[dict[str, str]] = []
     for split, part, count in (("train", Part.PIPELINE, train), ("eval", Part.EVALUATION, evaluation)):
         rng = random.Random(f"{seed}/{split}")
-        for folder in ("images", "fields"):
+        for folder in ("images", "tables"):
             (out / folder / split).mkdir(parents=True, exist_ok=True)
         for number, chart in enumerate(distinct_charts(rng, part, count)):
             stem = f"{number:04d}"
             draw(chart).save(out / "images" / split / f"{stem}.png")
-            fields = json.dumps(chart.fields())
-            (out / "fields" / split / f"{stem}.json").write_text(fields + "\n")
+            (out / "tables" / split / f"{stem}.txt").write_text(chart.text_form() + "\n")
             if part is Part.EVALUATION:
                 name = f"{split}/{stem}.png"
                 for kind in KINDS:

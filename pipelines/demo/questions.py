@@ -33,9 +33,7 @@ def _words(*bars: Bar) -> str:
 
 
 def _describe(rng: random.Random, chart: Chart) -> tuple[str, str, str]:
-    wording = rng.choice(
-        ("Describe the chart.", "What does the chart show?", "List the bars with their values.")
-    )
+    wording = rng.choice(("Describe the chart.", "What does the chart show?", "List the bars with their values."))
     return wording, chart.table(), ""
 
 

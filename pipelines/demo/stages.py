@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class DrawCharts(Stage):
-    """Draws bar charts: `images` and `fields` with `train` and `eval` below, and questions on the held-out ones."""
+    """Draws bar charts: `images` and `tables` with `train` and `eval` below, and questions on the held-out ones."""
 
     NAME: ClassVar[str] = "draw-charts"
-    OUTPUTS: ClassVar[dict[str, PortType]] = {"images": "folder", "fields": "folder", "questions.jsonl": "file"}
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"images": "folder", "tables": "folder", "questions.jsonl": "file"}
 
     train: PositiveInt = 150
     evaluation: PositiveInt = 60

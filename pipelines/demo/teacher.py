@@ -34,11 +34,11 @@ from pipelines.demo.questions import KINDS, NOT_THERE, ChartQA, ask, reason
 from pipelines.demo.student import PIXEL_MEAN, PIXEL_STD, ROPE_THETA, pixel_batch
 from pipelines.demo.texts import system_text
 from pipelines.demo.tokenizer import IDEFICS3, train_tokenizer
-from pipelines.demo.training import Example, Schedule, fit, initialize, next_token_loss, pack
+from pipelines.demo.training import IGNORED, Example, Schedule, fit, initialize, next_token_loss, pack, pad_right
 
 RIGHT, WRONG = "5", "1"
 """The ratings which the judge learns."""
-MAX_ASKED = 3
+MAX_ASKED = 2
 """Most questions asked for in one prompt."""
 
 
@@ -64,6 +64,7 @@ class TeacherPlan:
 
     schedule: Schedule = field(default_factory=lambda: Schedule(600))
     charts: int = 10
+    conclusions: int = 32
 
     def scaled(self, effort: float) -> TeacherPlan:
         """The plan with that share of its steps."""
@@ -124,9 +125,9 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, size: TeacherSize) -> Ide
     return Idefics3Processor(images, tokenizer, image_seq_len=size.image_tokens, chat_template=tokenizer.chat_template)
 
 
-def as_json(found: list[ChartQA]) -> str:
-    """Questions with answers in the form that the teacher writes."""
-    return json.dumps([{"question": qa.question, "answer": qa.answer} for qa in found])
+def as_json(chart: Chart, found: list[ChartQA]) -> str:
+    """Questions with reasoned answers in the form that the teacher writes."""
+    return json.dumps([{"question": qa.question, "answer": reason(chart, qa)} for qa in found])
 
 
 def wrong_answer(rng: random.Random, chart: Chart, qa: ChartQA) -> str:
@@ -158,7 +159,7 @@ class SkillExamples:
         """Chats about `chart` with one common beginning, and whether that holds the image."""
         system = system_text(rng)
         if rng.random() < 0.25:
-            form, seen = json.dumps(chart.fields()), rng.random() < 0.75
+            form, seen = chart.text_form(), rng.random() < 0.75
             return [self._asked(rng, chart, kind, form, system, seen) for kind in rng.sample(KINDS, 3)], seen
         chats = [self._asked(rng, chart, kind, None, system, True) for kind in rng.sample(KINDS, 1)]
         for kind in rng.sample(KINDS, 2):
@@ -172,16 +173,24 @@ class SkillExamples:
             chats.append(self.chat(system, True, prompt, RIGHT if right else WRONG))
         return chats, True
 
+    def concluded(self, rng: random.Random, chart: Chart) -> Example:
+        """A chat in text alone of which the conclusion is learned: the description stands there already."""
+        qa = ask(rng, chart, rng.choice(KINDS))
+        described, stop, conclusion = reason(chart, qa).partition(".")
+        if not stop:
+            return self.chat("", False, answer_prompt(qa.question), described)
+        return self.chat("", False, answer_prompt(qa.question), stop + conclusion, described)
+
     def _asked(self, rng: random.Random, chart: Chart, kind: str, form: str | None, system: str, seen: bool) -> Example:
         count = rng.randint(1, MAX_ASKED)
         found = [ask(rng, chart, kind) for _ in range(count)]
-        return self.chat(system, seen, ask_prompt(kind, count, form), as_json(found))
+        return self.chat(system, seen, ask_prompt(kind, count, form), as_json(chart, found))
 
-    def chat(self, system: str, seen: bool, user: str, assistant: str) -> Example:
-        """One user turn about an image (`seen`) or in text alone, with its answer."""
+    def chat(self, system: str, seen: bool, user: str, assistant: str, given: str = "") -> Example:
+        """One user turn about an image (`seen`) or in text alone, with its answer, whose beginning may be given."""
         opening = f"<|system|>{system}{IDEFICS3.eos}" if system else ""
         image = self._image if seen else ""
-        prompt = f"{IDEFICS3.bos}{opening}<|user|>{image}{user}{IDEFICS3.eos}<|assistant|>"
+        prompt = f"{IDEFICS3.bos}{opening}<|user|>{image}{user}{IDEFICS3.eos}<|assistant|>{given}"
         head = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
         tail = self._tokenizer(assistant + IDEFICS3.eos, add_special_tokens=False)["input_ids"]
         return Example(head + tail, len(head))
@@ -190,7 +199,7 @@ class SkillExamples:
 def _skill_loss(
     model: Idefics3ForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
-    charts: int,
+    plan: TeacherPlan,
     image_tokens: int,
 ) -> Callable[[random.Random], Tensor]:
     examples = SkillExamples(tokenizer, image_tokens)
@@ -198,7 +207,7 @@ def _skill_loss(
     def loss_of(rng: random.Random) -> Tensor:
         shown: list[Chart] = []
         groups: list[list[Example]] = []
-        for _ in range(charts):
+        for _ in range(plan.charts):
             chart = sample_chart(rng, Part.TEACHER)
             group, seen = examples.group(rng, chart)
             groups.append(group)
@@ -213,7 +222,13 @@ def _skill_loss(
             pixel_values=pixel_batch(shown)[:, None] if shown else None,
             use_cache=False,
         ).last_hidden_state
-        return next_token_loss(hidden, model.lm_head, batch.labels)
+        # To conclude is to look up and to copy, which a small model learns late; text alone is the cheapest place.
+        texts = [examples.concluded(rng, sample_chart(rng, Part.TEACHER)) for _ in range(plan.conclusions)]
+        ids, labels = pad_right(texts, tokenizer.pad_token_id)
+        described = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        learned = (batch.labels != IGNORED, labels != IGNORED)
+        states = torch.cat([hidden[learned[0]], described[learned[1]]])
+        return next_token_loss(states, model.lm_head, torch.cat([batch.labels[learned[0]], labels[learned[1]]]))
 
     return loss_of
 
@@ -240,7 +255,7 @@ def build_teacher(
 
     losses = fit(
         model,
-        _skill_loss(model, tokenizer, plan.charts, size.image_tokens),
+        _skill_loss(model, tokenizer, plan, size.image_tokens),
         plan.schedule,
         f"{seed}/teacher",
         out / "checkpoints" / "teacher.pt",

@@ -96,7 +96,7 @@ def sentences(count: int = 1500) -> Iterator[str]:
         yield noisy_caption(rng, chart, 0.5)
         yield " ".join(plain_exchange(rng))
         yield system_text(rng)
-        yield ask_prompt(qa.kind, 1 + number % 3, json.dumps(chart.fields()))
+        yield ask_prompt(qa.kind, 1 + number % 3, chart.text_form())
         yield answer_prompt(qa.question)
         yield judge_prompt(qa.question, reason(chart, qa))
         yield json.dumps([{"question": qa.question, "answer": qa.answer}] * 2)

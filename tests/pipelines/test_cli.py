@@ -75,10 +75,21 @@ class TestCommands:
         assert "seed" in shown
 
 
+def test_describe_counts_what_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    config = "configs/models/llama-3.2-11b-vision.json"
+    assert call("describe", config, "rank=8", "connector=frozen", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    # r * (in + out) for q and o (4096 to 4096), k and v (4096 to 8 heads of 128), in eight layers
+    assert found["trainable"] == 8 * 8 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
+    assert len(found["modules"]) == 32
+    assert call("describe", config, "rnk=8") == 2
+    assert "did you mean 'rank'?" in capsys.readouterr().err
+
+
 def test_every_shipped_config_is_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from align.config import shipped_root
 
-    files = [p for p in shipped_root().rglob("*") if p.suffix in (".yaml", ".jinja")]
+    files = [p for p in shipped_root().rglob("*") if p.suffix in (".yaml", ".jinja", ".json")]
     assert call("ls") == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert sorted(listed) == sorted(f"configs/{p.relative_to(shipped_root())}" for p in files)

@@ -67,7 +67,7 @@ def test_a_corrupted_chart_is_wrong_and_stays_in_its_part() -> None:
         assert len({bar.color for bar in wrong.bars}) == len(wrong.bars)
 
 
-def test_draw_charts_writes_images_fields_and_questions(tmp_path: Path) -> None:
+def test_draw_charts_writes_images_tables_and_questions(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     counts = draw_charts(tmp_path, train=3, evaluation=2, seed=5, progress=lambda *step: seen.append(step))
     assert counts == {"train": 3, "evaluation": 2, "questions": 2 * len(KINDS)}
@@ -75,8 +75,7 @@ def test_draw_charts_writes_images_fields_and_questions(tmp_path: Path) -> None:
     for split, part in (("train", Part.PIPELINE), ("eval", Part.EVALUATION)):
         for path in sorted((tmp_path / "images" / split).glob("*.png")):
             chart = read_back(Image.open(path))
-            fields = json.loads((tmp_path / "fields" / split / f"{path.stem}.json").read_text())
-            assert fields == chart.fields()
+            assert (tmp_path / "tables" / split / f"{path.stem}.txt").read_text() == f"Bars: {chart.table()}.\n"
             assert chart.part is part
     rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == set(KINDS)

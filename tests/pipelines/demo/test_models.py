@@ -1,6 +1,5 @@
 """The two builds: who learns when, what is saved, and that a killed build ends where an uninterrupted one does."""
 
-import json
 import random
 from pathlib import Path
 
@@ -92,9 +91,7 @@ def test_the_processors_pass_the_pixels_that_were_trained_on() -> None:
     student = make_processor(train_tokenizer(MLLAMA)).image_processor(images, return_tensors="pt")
     torch.testing.assert_close(student["pixel_values"][:, 0, 0], expected)
     teacher = make_teacher_processor(train_tokenizer(IDEFICS3), TeacherSize())
-    torch.testing.assert_close(
-        teacher.image_processor(images, return_tensors="pt")["pixel_values"][:, 0], expected
-    )
+    torch.testing.assert_close(teacher.image_processor(images, return_tensors="pt")["pixel_values"][:, 0], expected)
 
 
 def test_the_teachers_processor_writes_the_prompts_that_were_trained_on() -> None:
@@ -179,7 +176,7 @@ def test_text_training_never_shows_an_image() -> None:
 
 def test_prompts_are_rendered_from_the_templates() -> None:
     chart = sample_chart(random.Random(0), Part.TEACHER)
-    form = json.dumps(chart.fields())
+    form = chart.text_form()
     assert ask_prompt("read", 2, form + "\n") == f"{form}\n{ask_prompt('read', 2)}"
     assert judge_prompt("Q?", "A") == "Q?\nRate: A"
     assert answer_prompt("Q?") == "Q?"

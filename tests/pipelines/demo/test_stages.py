@@ -18,7 +18,7 @@ def test_the_charts_lie_in_the_ports_that_the_stage_names(tmp_path: Path) -> Non
     out.path.mkdir()
     stage = DrawCharts(train=3, evaluation=2)
     assert stage.run(out)["questions"] == len((out.path / "questions.jsonl").read_text().splitlines())
-    for port in ("images", "fields"):
+    for port in ("images", "tables"):
         assert len(list((out.path / port).glob("*/*"))) == 5
     assert out.counts()["out"] == {"images": 5}
 

@@ -1,6 +1,5 @@
 """The tokenizer: lossless, frequent words whole, and a chat template whose prompt is a prefix of the answer."""
 
-import json
 import random
 
 import pytest
@@ -44,7 +43,7 @@ def test_a_prompt_is_a_prefix_of_prompt_and_answer(family: Family) -> None:
     for kind in KINDS:
         chart = sample_chart(rng, Part.TEACHER)
         qa = ask(rng, chart, kind)
-        for content in (qa.question, ask_prompt(kind, 2, json.dumps(chart.fields()))):
+        for content in (qa.question, ask_prompt(kind, 2, chart.text_form())):
             prompt = [
                 {"role": "system", "content": "Be brief."},
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": content}]},
