@@ -25,8 +25,8 @@ from align.training.trainers import MendedDPO, MendedSFT
 from align.tree.forward import Tree, score
 from align.tree.layout import IGNORED
 from align.tree.layout import Path as TokenPath
-from align.tree.trl import OverTrees, TreeCollator
-from align.tree.vision import Vision
+from align.tree.trl import TreeCollator, over_trees
+from align.tree.vision import Images, Vision
 from align.vision_cache import VisionCache, cache_key
 from benchmarks import models
 
@@ -57,14 +57,6 @@ WORKLOADS: dict[str, Workload] = {
     "W5a": Workload("8 candidates scored", "llava", "score", 4, 8, 16, 8, 48, (5, 5)),
     "W5b": Workload("16 candidates scored", "llava", "score", 2, 16, 16, 8, 48, (8, 8)),
 }
-
-
-class TreeSFT(OverTrees, MendedSFT):
-    pass
-
-
-class TreeDPO(OverTrees, MendedDPO):
-    pass
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
@@ -125,8 +117,8 @@ def _trainer(model: Any, processor: Any, found: list[Any], work: Workload, way: 
         names = ("prompt", "chosen", "rejected") if dpo else ("prompt", "completion")
         told = [{n: [m.model_dump() for m in getattr(row, n)] for n in names} | {"images": row.images} for row in found]
         data = Dataset.from_list(told).cast_column("images", List(ImageColumn()))
-        kind = DPOTrainer if dpo else SFTTrainer
-        return kind(model=model, args=arguments, train_dataset=data, processing_class=processor)
+        bare = DPOTrainer if dpo else SFTTrainer
+        return bare(model=model, args=arguments, train_dataset=data, processing_class=processor)
     encoder = Encoder(processor, family_of(model.config))
     pixels = Pixels(encoder.pixels, 0 if way == "trl" else 1 << 30)
     answers = (lambda r: (r.prompt, [r.chosen, r.rejected])) if dpo else (lambda r: (r.prompt, [r.completion]))
@@ -147,11 +139,11 @@ def _trainer(model: Any, processor: Any, found: list[Any], work: Workload, way: 
         import trl.trainer.utils as utils
 
         utils._use_triton = lambda device: True  # on a CPU too, TRL's head then scores labelled positions alone
-    kind = {("tree", True): TreeDPO, ("tree", False): TreeSFT}.get((way, dpo), MendedDPO if dpo else MendedSFT)
+    kind: type = MendedDPO if dpo else MendedSFT
+    if way == "tree":
+        kind = over_trees(kind)
     data = Dataset.from_dict({"index": list(range(len(examples))), "images": [[e.image] for e in examples]})
-    trainer = kind(
-        model=model, args=arguments, train_dataset=data, data_collator=collator, processing_class=processor
-    )  # fmt: skip
+    trainer = kind(model=model, args=arguments, train_dataset=data, data_collator=collator, processing_class=processor)
     if way == "tree" and dpo:
         collator.references = trainer.references(len(examples))
     return trainer
@@ -164,10 +156,13 @@ def _score(model: Any, processor: Any, found: list[Any], work: Workload, way: Wa
     groups: dict[str, list[Any]] = {}
     for row in found:
         groups.setdefault(row.images[0], []).append(row)
-    before, seconds, rewards = _memory(), [], []
+    before = _memory()
+    seconds: list[float] = []
+    rewards: list[Any] = []
     for _ in range(steps):
         started, rewards = time.perf_counter(), []
-        trees, pixels = [], {}
+        trees = []
+        pixels: dict[Images, Any] = {}
         for image, members in groups.items():
             prompt = members[0].prompt
             text, sequences = encoder.sequences(prompt, [row.completion for row in members], image)
