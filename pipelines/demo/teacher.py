@@ -62,9 +62,9 @@ class TeacherSize:
 class TeacherPlan:
     """The schedule and the number of charts of a step."""
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(600))
-    charts: int = 10
-    conclusions: int = 32
+    schedule: Schedule = field(default_factory=lambda: Schedule(550))
+    charts: int = 8
+    conclusions: int = 48
 
     def scaled(self, effort: float) -> TeacherPlan:
         """The plan with that share of its steps."""
