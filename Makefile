@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 0
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
 
 .PHONY: demo test lint bench install clean
 

@@ -70,28 +70,38 @@ class VLLM(Config):
     enforce_eager: Annotated[bool, RUNTIME] = False
 
 
-class Server(Config):
-    """Any OpenAI-compatible server: one that runs already (`base_url`), or `vllm serve` started for the stage."""
-
-    engine: Literal["server"]
-    model: ModelRef
-    base_url: Annotated[str | None, RUNTIME] = None  # None: start vLLM's server here and stop it at the end
-    api_key_env: Annotated[str | None, RUNTIME] = None  # the environment variable that holds the key
+class _OverHTTP(Config):
     concurrency: Annotated[int, RUNTIME, Field(ge=1)] = 64
     timeout_s: Annotated[float, RUNTIME, Field(gt=0)] = 300.0
     retries: Annotated[int, RUNTIME, Field(ge=0)] = 5
-    start_timeout_s: Annotated[float, RUNTIME] = 900.0
-    max_model_len: int | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    serve_args: Annotated[list[str], RUNTIME] = []  # more arguments for `vllm serve`
+
+
+class Server(_OverHTTP):
+    """An OpenAI-compatible server that runs already, here or anywhere."""
+
+    engine: Literal["server"]
+    model: str  # by the name that the server knows it under
+    base_url: Annotated[str, RUNTIME]
+    api_key_env: Annotated[str | None, RUNTIME] = None  # the environment variable that holds the key
 
     @field_validator("base_url")
     @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        parts = urlsplit("http://none" if value is None else value)
+    def _http(cls, value: str) -> str:
+        parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"a URL like http://127.0.0.1:8000/v1 is expected, not {value!r}")
         return value
+
+
+class VLLMServer(_OverHTTP):
+    """vLLM's own server, started on the loopback for the stage, waited for until healthy, and stopped at its end."""
+
+    engine: Literal["vllm-server"]
+    model: ModelRef
+    max_model_len: int | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    start_timeout_s: Annotated[float, RUNTIME, Field(gt=0)] = 900.0
+    serve_args: Annotated[list[str], RUNTIME] = []  # more arguments for the server, as vLLM documents them
 
 
 class Transformers(Config):
@@ -104,28 +114,28 @@ class Transformers(Config):
     batch_size: Annotated[int, RUNTIME, Field(ge=1)] = 32  # sequences in one forward pass
 
 
-EngineConfig = Annotated[VLLM | Server | Transformers, Field(discriminator="engine")]
+EngineConfig = Annotated[VLLM | VLLMServer | Server | Transformers, Field(discriminator="engine")]
 
 
-def check_engine(config: VLLM | Server | Transformers) -> None:
+def check_engine(config: VLLM | VLLMServer | Server | Transformers) -> None:
     """Find what an engine lacks before hours are spent on another one: the key's variable is not set, vLLM is not
     installed, vLLM was given an adapter folder. Raises UserError."""
     if isinstance(config, Server) and config.api_key_env is not None and not os.environ.get(config.api_key_env):
         raise UserError(f"api_key_env: the environment variable {config.api_key_env} is not set")
-    if isinstance(config, VLLM) or (isinstance(config, Server) and config.base_url is None):
+    if isinstance(config, VLLM | VLLMServer):
         from align.engines.served import check_vllm
 
         check_vllm(config.model)
 
 
 @contextmanager
-def open_engine(config: VLLM | Server | Transformers, log_dir: str | None = None) -> Iterator[Engine]:
+def open_engine(config: VLLM | VLLMServer | Server | Transformers, log_dir: str | None = None) -> Iterator[Engine]:
     """Bring an engine up, and down again however the block ends. `config.model` is a folder or a hub id by now."""
     if isinstance(config, VLLM):
         from align.engines.vllm import open_vllm
 
         opened: AbstractContextManager[Engine] = open_vllm(config)
-    elif isinstance(config, Server):
+    elif isinstance(config, Server | VLLMServer):
         from align.engines.server import open_server
 
         opened = open_server(config, log_dir)

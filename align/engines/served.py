@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
-from align.engine import Server
+from align.engine import VLLMServer
 from align.errors import UserError
 
 TAIL = 200
@@ -41,7 +41,7 @@ def chunked_prefill() -> bool:
 class Served:
     """A running server process."""
 
-    def __init__(self, config: Server, folder: Path, log_dir: str | None) -> None:
+    def __init__(self, config: VLLMServer, folder: Path, log_dir: str | None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -179,7 +179,7 @@ def vllm_folder(model: str) -> Path:
 
 
 @contextmanager
-def serve(config: Server, log_dir: str | None) -> Iterator[Served]:
+def serve(config: VLLMServer, log_dir: str | None) -> Iterator[Served]:
     """A healthy server, stopped when the block ends."""
     served = Served(config, vllm_folder(config.model), log_dir)
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from align.engine import EngineDied, Reply, Request, Server
+from align.engine import EngineDied, Reply, Request, Server, VLLMServer
 from align.engines.images import data_url
 from align.engines.served import Served, serve
 from align.errors import UserError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KEPT_IMAGES = 32
 """Encoded images kept for the questions that follow."""
+NO_KEY = "none"
+"""The client wants a key; the one in OPENAI_API_KEY is not for just any server."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PURE = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Sent to a vLLM of our own, which else takes these from the model's generation_config: the draws come from the model
@@ -34,21 +36,23 @@ as it is."""
 
 
 @contextmanager
-def open_server(config: Server, log_dir: str | None = None) -> Iterator["ServerEngine"]:
-    """The engine; without `base_url` with a server of its own. Raises UserError where no server answers."""
+def open_server(config: Server | VLLMServer, log_dir: str | None = None) -> Iterator["ServerEngine"]:
+    """The engine, for a `VLLMServer` with the server itself. Raises UserError where no server answers."""
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
     with ExitStack() as stack:
         served = None
-        if config.base_url is None:
+        if isinstance(config, VLLMServer):
             served = stack.enter_context(serve(config, log_dir))
-        base_url = served.base_url if served else normal_url(config.base_url or "")
+            base_url, key = served.base_url, NO_KEY
+        else:
+            base_url, key = normal_url(config.base_url), _api_key(config)
         local = urlsplit(base_url).hostname in LOOPBACK
         runner = stack.enter_context(asyncio.Runner())
         timeout = Timeout(config.timeout_s, connect=min(10.0, config.timeout_s))
         client = AsyncOpenAI(
             base_url=base_url,
-            api_key=_api_key(config),
+            api_key=key,
             max_retries=config.retries,
             timeout=timeout,
             http_client=DefaultAsyncHttpxClient(timeout=timeout, trust_env=not local),  # no proxy to this machine
@@ -67,7 +71,7 @@ def normal_url(base_url: str) -> str:
 
 def _api_key(config: Server) -> str:
     if config.api_key_env is None:
-        return "none"  # the client wants one; OPENAI_API_KEY is not for just any server
+        return NO_KEY
     key = os.environ.get(config.api_key_env, "").strip()
     if not key:
         raise UserError(f"api_key_env: the environment variable {config.api_key_env} is not set")
@@ -91,13 +95,13 @@ class ServerEngine:
     """See `align.engine.Engine`."""
 
     def __init__(
-        self, config: Server, client: "AsyncOpenAI", runner: asyncio.Runner, served: Served | None = None
+        self, config: Server | VLLMServer, client: "AsyncOpenAI", runner: asyncio.Runner, served: Served | None = None
     ) -> None:
         self._config = config
         self._client = client
         self._runner = runner
         self._served = served
-        self._model = served.name if served else config.model.partition("@")[0]
+        self._model = served.name if served else config.model
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._answered = False
 

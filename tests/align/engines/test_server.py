@@ -23,7 +23,7 @@ def fake() -> Iterator[Fake]:
 
 
 def config(fake: Fake, **more: Any) -> Server:
-    return Server(engine="server", model="org/name@" + "a" * 40, base_url=fake.url, **{"retries": 2, **more})
+    return Server(engine="server", model="org/name", base_url=fake.url, **{"retries": 2, **more})
 
 
 def ask(text: str, **more: Any) -> Request:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from align.engine import VLLM, EngineDied, Reply, Request, Server, Transformers, open_engine
+from align.engine import VLLM, EngineDied, Reply, Request, Transformers, VLLMServer, open_engine
 from align.engines.served import complaint
 from align.engines.server import ServerEngine
 from align.engines.vllm import VLLMEngine
@@ -135,9 +135,11 @@ def test_a_bad_request_fails_alone(engine: VLLMEngine, images: list[str], tmp_pa
     assert all(not by_id[g.id].error and by_id[g.id].texts for g in good)
 
 
-@pytest.mark.parametrize("kind", ["vllm", "server"])
+@pytest.mark.parametrize("kind", ["vllm", "vllm-server"])
 def test_mllama_is_refused_with_the_way_to_go(tmp_path: Path, kind: str) -> None:
-    config = (VLLM if kind == "vllm" else Server).model_validate({"engine": kind, "model": str(tiny_mllama(tmp_path))})
+    config = (VLLM if kind == "vllm" else VLLMServer).model_validate(
+        {"engine": kind, "model": str(tiny_mllama(tmp_path))}
+    )
     with pytest.raises(UserError, match="engine: transformers"), open_engine(config):
         pass
 
@@ -153,10 +155,10 @@ def test_a_model_that_vllm_cannot_load_is_refused_in_a_line(tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["vllm", "server"])
+@pytest.mark.parametrize("kind", ["vllm", "vllm-server"])
 def test_an_adapter_folder_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    config = (VLLM if kind == "vllm" else Server).model_validate({"engine": kind, "model": str(tmp_path)})
+    config = (VLLM if kind == "vllm" else VLLMServer).model_validate({"engine": kind, "model": str(tmp_path)})
     with pytest.raises(UserError, match="merge it first"), open_engine(config):
         pass
 
@@ -164,9 +166,11 @@ def test_an_adapter_folder_is_refused(tmp_path: Path, kind: str) -> None:
 # A server of our own
 
 
-def served(model: str, *more: str, **settings: Any) -> Server:
+def served(model: str, *more: str, **settings: Any) -> VLLMServer:
     args = ["--enforce-eager", *more]
-    return Server(engine="server", model=model, dtype="float32", max_model_len=256, serve_args=args, **settings)
+    return VLLMServer(
+        engine="vllm-server", model=model, dtype="float32", max_model_len=256, serve_args=args, **settings
+    )
 
 
 @pytest.mark.vllm
