@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -59,28 +59,39 @@ class Store:
         path = path.resolve()
         if not path.is_dir():
             return self._file_digests([path])[0]
-        files = sorted(p for p in path.rglob("*") if p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
         whole = hashlib.sha256()
         for file, digest in zip(files, self._file_digests(files), strict=True):
             whole.update(os.fsencode(file.relative_to(path).as_posix()) + f"\0{digest}\n".encode())
         return whole.hexdigest()
 
     def _file_digests(self, files: list[Path]) -> list[str]:
+        """Each file's sha256; "unreadable" for one that cannot be read, which a stage sets aside or names."""
         self.root.mkdir(parents=True, exist_ok=True)
         digests = []
-        with sqlite3.connect(self.root / "digests.sqlite", timeout=60) as db:
+        # autocommit: a long hashing locks nobody out and loses nothing when it is stopped
+        with closing(sqlite3.connect(self.root / "digests.sqlite", timeout=60, isolation_level=None)) as db:
             db.execute("create table if not exists digests (path text primary key, state text, digest text)")
             for file in files:
                 stat = file.stat()
                 state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-                row = db.execute("select state, digest from digests where path = ?", (os.fsencode(file),)).fetchone()
+                name = os.fsencode(file)
+                row = db.execute("select state, digest from digests where path = ?", (name,)).fetchone()
                 if row is None or row[0] != state:
-                    with file.open("rb") as stream:
-                        row = (state, hashlib.file_digest(stream, "sha256").hexdigest())
-                    db.execute("replace into digests values (?, ?, ?)", (os.fsencode(file), *row))
+                    try:
+                        with file.open("rb") as stream:
+                            row = (state, hashlib.file_digest(stream, "sha256").hexdigest())
+                    except OSError:
+                        digests.append("unreadable")
+                        continue
+                    db.execute("replace into digests values (?, ?, ?)", (name, *row))
                 digests.append(row[1])
-        db.close()
         return digests
+
+
+def _hidden(path: Path) -> bool:
+    """Whether a file or a folder above it is hidden: a desktop's notes about a folder are none of its content."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,8 @@ class Out:
         Counts what came in, what went out by port and what was dropped by reason. A continued stage keeps the size of
         shard that it began with.
         """
+        if shard < 1:
+            raise ValueError(f"shard: at least 1 is needed, not {shard}")
         kept = self.path / "shards" / "size.json"
         if not kept.exists():
             write_json(kept, shard)
@@ -247,10 +260,10 @@ def begin(store: Store, stage: str, key: str) -> Iterator[Out]:
 def commit(out: Out, manifest: dict[str, Any], metrics: dict[str, Any]) -> Artifact:
     """Make a finished folder visible: metrics, `artifact.json`, then one rename."""
     final = out.path.with_name(out.path.name.removesuffix(".partial"))
-    shutil.rmtree(out.path / "shards", ignore_errors=True)
     write_json(out.path / "metrics.json", metrics)
     write_json(out.path / "artifact.json", {**manifest, "counts": out.counts(), "created": time.time()})
     if final.exists():  # an incomplete or foreign folder by that name
         shutil.rmtree(final)
     out.path.rename(final)
+    shutil.rmtree(final / "shards", ignore_errors=True)
     return Artifact(final)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from align.errors import UserError, did_you_mean
 
 KeyPath = tuple[str | int, ...]
+MOST_LEVELS = 32
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -85,7 +86,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Source]:
 
 
 def _lines_of(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], problems: list[str], name: str) -> None:
-    if isinstance(node, yaml.MappingNode):
+    if len(path) > MOST_LEVELS:
+        problems.append(f"{name}: {dotted(path[:3])}: nested deeper than {MOST_LEVELS} levels, or within itself")
+    elif isinstance(node, yaml.MappingNode):
         seen: set[Hashable] = set()
         for key, value in node.value:
             line = key.start_mark.line + 1

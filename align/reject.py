@@ -65,11 +65,13 @@ class Reject(Stage):
     OUTPUTS: ClassVar[dict[str, PortType]] = {"best": QA, "pairs": Pair}
 
     input: Annotated[str, Ref(Scored)]
+    also: list[Annotated[str, Ref(Scored)]] = []  # more scored answers to the same questions, such as the policy's
     keep: int = Field(1, ge=1)  # best answers of different text a question
     min_score: float = 0.5  # an answer below it is never kept and never chosen
     margin: float = Field(0.0, ge=0)  # by which chosen must beat rejected; equal scores never make a pair
     max_pairs: int = Field(1, ge=0)  # a question
     max_pairs_per_image: int | None = Field(None, ge=1)
+    chosen_from: list[str] | None = None  # samplers whose answers may be chosen in a pair
     rejected_from: list[str] | None = None  # samplers whose answers may be rejected ones: the policy's, to be on-policy
     pass_score: float = 0.5  # an answer is right from here on, for the two shares below
     min_pass: float = Field(0.0, ge=0, le=1)  # questions with a smaller share of right answers are set aside
@@ -83,13 +85,15 @@ class Reject(Stage):
 
     def run(self, out: Out) -> Metrics:
         """Pick for every question, then write all of it."""
-        candidates = count_rows(self.input)
+        sources = [self.input, *self.also]
+        candidates = sum(map(count_rows, sources))
         with progress(candidates, "candidates") as bar:
-            questions = gather(_ticking(rows(self.input, Scored), bar.update))
+            questions = gather(_ticking((row for source in sources for row in rows(source, Scored)), bar.update))
         known = {d.sampler for q in questions for d in q.drawn}
-        for name in self.rejected_from or []:
-            if known and name not in known:
-                raise UserError(f"rejected_from: no candidate is from {name!r}{did_you_mean(name, known)}")
+        for key, names in (("chosen_from", self.chosen_from), ("rejected_from", self.rejected_from)):
+            for name in names or []:
+                if known and name not in known:
+                    raise UserError(f"{key}: no candidate is from {name!r}{did_you_mean(name, known)}")
         out.rows_in = len(questions)
         picked = {q.id: pick(q, self) for q in questions}
         cap_pairs(questions, picked, self.max_pairs_per_image)
@@ -129,13 +133,17 @@ def pick(question: Question, config: Reject) -> Picked:
         return Picked(no_best=reason, no_pair=reason)
     score = {text: d.score for text, d in _distinct(question.drawn).items()}  # a text is worth its best copy
     # An answer that was cut off is no example of how to answer; it may be rejected.
-    whole = _distinct(d for d in question.drawn if d.finish != "length").values()
-    good = [d for d in whole if d.score >= config.min_score - _EQUAL]
+    whole = [d for d in question.drawn if d.finish != "length"]
+    if config.chosen_from is not None:  # of equal texts, the one that may be chosen stands for both
+        first = set(config.chosen_from)
+        whole.sort(key=lambda d: (-d.score, d.sampler not in first, d.id))
+    good = [d for d in _distinct(whole).values() if d.score >= config.min_score - _EQUAL]
     if not good:
         return Picked(no_best="no good answer", no_pair="no good answer")
+    better = [d for d in good if config.chosen_from is None or d.sampler in config.chosen_from]
     allowed = (d for d in question.drawn if config.rejected_from is None or d.sampler in config.rejected_from)
     worse = [replace(d, score=score[text]) for text, d in _distinct(allowed).items()]
-    pairs = _pairs(good, worse, config)
+    pairs = _pairs(better, worse, config) if better else []
     return Picked(good[: config.keep], pairs, no_pair="" if pairs else "no pair")
 
 

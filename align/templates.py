@@ -21,8 +21,8 @@ def _template(path: Path) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
         return environment.from_string(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: not a valid template: {error.message}") from None
 
@@ -34,6 +34,8 @@ def render(path: str | Path, **variables: object) -> str:
     except (jinja2.UndefinedError, jinja2.exceptions.SecurityError) as error:
         known = ", ".join(sorted(variables))
         raise UserError(f"{path}: {error.message}; the variables are: {known}") from None
+    except Exception as error:  # whatever an expression in it raises
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
 
 
 def asked(prompt: Sequence[Message], template: str | None = None, system: str = "") -> list[Message]:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from align.stage import Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
 
 TOP_KEYS = ("name", "seed", "params", "stages")
+RESERVED = ("logs", "store", "single", "report.html")
+"""What else lies in the folder of runs."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -52,6 +55,7 @@ class Planned:
     artifact: Artifact
     unpinned: tuple[str, ...] = ()  # hub models whose commit could not be found out
     inputs: tuple[str, ...] = ()  # names of the steps above that it reads
+    outside: tuple[tuple[str, str], ...] = ()  # files and folders of the user's with their digests
 
 
 def find_pipeline(name: str) -> Path:
@@ -81,7 +85,7 @@ def load_pipeline(path: Path, words: tuple[str, ...] = ()) -> Pipeline:
     name, seed = str(data.get("name") or path.stem), data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"{source.at(('seed',))}: a whole number is expected, not {seed!r}")
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name in RESERVED:
         raise UserError(f"{source.at(('name',))}: letters, digits, '-', '_' and '.' are expected, not {name!r}")
     steps, problems = [], []
     for step_name, config in stages.items():
@@ -112,8 +116,8 @@ def _override(data: dict[str, Any], stages: dict[str, Any], params: dict[str, An
 
 def _step(name: str, config: Any, params: dict[str, Any], seed: int, source: Source) -> Step:
     at: KeyPath = ("stages", name)
-    if not _NAME.fullmatch(name):
-        raise UserError(f"{source.at(at)}: a stage's name has letters, digits, '-', '_' and '.'")
+    if not _NAME.fullmatch(name) or name in RESERVED:
+        raise UserError(f"{source.at(at)}: a stage's name has letters, digits, '-', '_' and '.', and is not {name!r}")
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(f"{source.at(at)}: `stage: <kind>` is required; known: {', '.join(STAGES)}")
     config = interpolate(config, params, source, at)
@@ -140,18 +144,23 @@ class _Resolver:
     above: Mapping[str, Planned]
     store: Store
     at: KeyPath
+    pins: dict[str, str | UserError]  # of the whole plan: a model is looked up once
     problems: list[str] = field(default_factory=list)
     unpinned: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
+    outside: list[tuple[str, str]] = field(default_factory=list)
 
     def visit(self, path: KeyPath, found: tuple[object, ...], value: str) -> str:
         """The value's form in the key (JSON text); its folder is kept for `folder`."""
+        where = self.pipeline.source.at((*self.at, *path))
+        before = len(self.unpinned)
         try:
             key, folder = self._resolve(found, value)
         except UserError as error:
-            self.problems.append(f"{self.pipeline.source.at((*self.at, *path))}: {error}")
+            self.problems.append(f"{where}: {error}")
             key, folder = value, value
+        self.unpinned[before:] = [f"{where}: {text}" for text in self.unpinned[before:]]
         self.folders[dotted(path)] = folder
         return key
 
@@ -175,30 +184,44 @@ class _Resolver:
                 return self._model(value)
             if not outside:
                 raise UserError(f"no stage above and no artifact folder is called {value!r}")
-        path = shipped(value)
+        path = shipped(Path(value).expanduser())
         if not path.exists():
             raise UserError(f"{value!r} does not exist")
         if ref is not None and ref.to == "folder" and not path.is_dir():
             raise UserError(f"{value!r} is no folder")
-        return f"sha256:{self.store.digest(path)}", str(path.absolute())
+        return self._digest(path), str(path.absolute())
+
+    def _digest(self, path: Path) -> str:
+        digest = self.store.digest(path)
+        self.outside.append((str(path.absolute()), digest))
+        return f"sha256:{digest}"
 
     def _model(self, value: str) -> tuple[str, str]:
-        if Path(value).exists():
-            from align.models import check_model
+        path = Path(value).expanduser()
+        if path.exists():
+            from align.models import base_of, check_model, is_adapter
 
-            check_model(value)
-            return f"sha256:{self.store.digest(Path(value))}", str(Path(value).absolute())
+            check_model(str(path))
+            key = self._digest(path)
+            if is_adapter(path):  # a user's own adapter is only half of the model
+                key += f"+{self._model(base_of(path))[0]}"
+            return key, str(path.absolute())
         if not _HUB.fullmatch(value):
             raise UserError(f"no stage above, folder or hub id (org/name) is called {value!r}")
         from align.hub import pin
 
         name = value.partition("@")[0]
-        try:
-            commit = pin(value)
-        except UserError as error:
-            self.unpinned.append(str(error))
+        if value not in self.pins:
+            try:
+                self.pins[value] = pin(value)
+            except UserError as error:
+                self.pins[value] = error
+        pinned = self.pins[value]
+        if isinstance(pinned, UserError):
+            near = get_close_matches(value, [f"{s}/{p}" for s, a in self.above.items() for p in a.stage.OUTPUTS], n=1)
+            self.unpinned.append(f"{pinned}{f'; did you mean the stage {near[0]!r}?' if near else ''}")
             return f"hub:{value}", value
-        return f"hub:{name}@{commit}", f"{name}@{commit}"
+        return f"hub:{name}@{pinned}", f"{name}@{pinned}"
 
 
 def _artifact_key(key: str, port: str) -> str:
@@ -255,7 +278,7 @@ def check_references(pipeline: Pipeline) -> None:
                         port_of(kinds[name], name, port, ref.to)
                     except UserError as error:
                         problems.append(f"{where}: {error}")
-            elif isinstance(ref.to, type):
+            elif isinstance(ref.to, type) or (ref.to == "model" and "/" not in value):
                 problems.append(f"{where}: no stage above is called {name!r}{did_you_mean(name, seen)}")
             return value
 
@@ -269,9 +292,10 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
     """Resolve every step and its key. Raises UserError listing every file, folder and model that is not there."""
     planned: dict[str, Planned] = {}
     problems: list[str] = []
+    pins: dict[str, str | UserError] = {}
     for step in pipeline.steps:
         at = (*pipeline.root, step.name) if pipeline.root else ()
-        resolver = _Resolver(pipeline, planned, store, at)
+        resolver = _Resolver(pipeline, planned, store, at, pins)
         tree = key_tree(step.stage.map_leaves(resolver.visit))
         resolved = step.stage.map_leaves(resolver.folder)
         try:
@@ -284,7 +308,9 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
         unpinned = (*resolver.unpinned, *(u for n in resolver.inputs for u in planned[n].unpinned))
         artifact = Artifact(store.artifact(step.stage.NAME, key))
         inputs = tuple(dict.fromkeys(resolver.inputs))
-        planned[step.name] = Planned(step.name, resolved, key, tree, artifact, unpinned, inputs)
+        planned[step.name] = Planned(
+            step.name, resolved, key, tree, artifact, unpinned, inputs, tuple(resolver.outside)
+        )
     if problems:
         raise UserError("\n".join(problems))
     return list(planned.values())

@@ -49,7 +49,7 @@ def plan_lines(pipeline: Pipeline, runs: Runs) -> list[str]:
     lines = []
     for step in steps:
         if step.unpinned:
-            state = f"will run: {step.unpinned[0]}"
+            state = f"cannot run: {step.unpinned[0]}"
         elif step.artifact.complete:
             state = "hit"
         else:
@@ -67,6 +67,8 @@ def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
         raise UserError("\n".join(unpinned))
     width = max(len(s.name) for s in steps)
     artifacts = {}
+    if not all(step.artifact.complete for step in steps):
+        say(f"logs of the stages: {runs.root / pipeline.name / 'logs'}")
     for step in steps:
         label = f"{step.name:<{width}}"
         if step.artifact.complete:
@@ -88,11 +90,16 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
     log = runs.root / pipeline.name / "logs" / f"{step.name}.log"
     started = time.monotonic()
     with begin(runs.store, step.stage.NAME, step.key) as out:
+        if step.artifact.complete:  # another process has built it since the plan was made
+            out.path.rmdir()
+            return
         try:
             with output_to(log):
                 metrics = step.stage.run(out)
         except UserError as error:
-            raise UserError(f"{step.name}: {error}") from None
+            with log.open("a") as file:
+                traceback.print_exc(file=file)
+            raise UserError(f"{step.name}: {error}; log: {log}") from None
         except EngineDied as error:
             raise StageFailed(
                 f"{step.name}: {error}; what was done is kept, the same command continues; log: {log}"
@@ -103,6 +110,9 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
             kind = type(error).__name__
             text = str(error).strip().splitlines()
             raise StageFailed(f"{step.name}: {kind}: {text[0] if text else ''}; log: {log}") from error
+        changed = changed_files(step, runs.store)
+        if changed:
+            raise StageFailed(f"{step.name}: {changed} changed while the stage ran; give the command again")
         seconds = time.monotonic() - started
         manifest = {
             "stage": step.stage.NAME,
@@ -116,6 +126,11 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
         commit(out, manifest, metrics)
     counts = counts_text(step.artifact.manifest["counts"])
     say(f"{label}  {counts}{', ' if counts else ''}{duration(seconds)}  {runs.link(pipeline.name, step.name)}")
+
+
+def changed_files(step: Planned, store: Store) -> str:
+    """The first file or folder of the user's whose content is no longer what the key says."""
+    return next((path for path, digest in step.outside if store.digest(Path(path)) != digest), "")
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ them in the demo's pipeline is the ordinary stages, which do not know that it is
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from align.progress import progress
 from align.stage import Metrics, PortType, Stage
@@ -23,8 +23,9 @@ class DrawCharts(Stage):
     NAME: ClassVar[str] = "draw-charts"
     OUTPUTS: ClassVar[dict[str, PortType]] = {"images": "folder", "tables": "folder", "questions.jsonl": "file"}
 
-    train: PositiveInt = 150
-    evaluation: PositiveInt = 60
+    # There are some 30,000 charts for the one and 15,000 for the other.
+    train: int = Field(150, ge=1, le=10_000)
+    evaluation: int = Field(60, ge=1, le=5_000)
 
     def run(self, out: "Out") -> Metrics:
         from pipelines.demo.charts import draw_charts

@@ -70,7 +70,7 @@ class TestErrors:
 
     def test_what_is_not_there_is_found_while_planning(self) -> None:
         text = GOOD.replace('n: "${count}"', "file: none.txt").replace(
-            "input: scaled/even,", "input: scaled/even, folder: nowhere, model: 'no model',"
+            "input: scaled/even,", "input: scaled/even, folder: nowhere, model: 'no/such model',"
         )
         with pytest.raises(UserError) as raised:
             plan(load_pipeline(write(text)), Store(Path("store")))
@@ -78,6 +78,20 @@ class TestErrors:
         assert "stages.numbers.file: 'none.txt' does not exist" in lines[0]
         assert any("stages.trained.folder: 'nowhere' does not exist" in line for line in lines)
         assert any("stages.trained.model: no stage above, folder or hub id" in line for line in lines)
+
+    def test_a_mistyped_model_is_found_before_anything_runs(self) -> None:
+        text = GOOD.replace("input: scaled/even,", "input: scaled/even, model: traned,")
+        with pytest.raises(UserError, match=r"p\.yaml:7: stages\.trained\.model: no stage above is called 'traned'"):
+            load_pipeline(write(text))
+
+    @pytest.mark.parametrize("text", ["name: store\nstages: {n: {stage: numbers}}", "stages: {logs: {stage: numbers}}"])
+    def test_names_of_the_folder_of_runs_are_taken(self, text: str) -> None:
+        with pytest.raises(UserError, match=r"'(store|logs)'"):
+            load_pipeline(write(text))
+
+    def test_a_file_within_itself_is_refused(self) -> None:
+        with pytest.raises(UserError, match="nested deeper than"):
+            load_pipeline(write("stages: &a {x: *a}"))
 
     def test_a_stage_checks_its_own_values(self) -> None:
         with pytest.raises(UserError, match=r"p\.yaml:5: stages\.numbers: n: at least 0 is needed"):
@@ -123,6 +137,13 @@ class TestKeys:
         assert keys(text)["trained"] == first
         Path("d/x").rename("d/y")
         assert keys(text)["trained"] != first
+
+    def test_hidden_files_are_no_content(self) -> None:
+        Path("d").mkdir()
+        Path("d/x").write_text("1")
+        before = Store(Path("store")).digest(Path("d"))
+        Path("d/.DS_Store").write_text("2")
+        assert Store(Path("store")).digest(Path("d")) == before
 
     def test_a_name_that_is_no_utf8_is_a_name_all_the_same(self) -> None:
         Path("d").mkdir()

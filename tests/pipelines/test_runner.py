@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from align.artifact import Artifact, begin, count_rows, rows
+from align.artifact import Artifact, Out, begin, count_rows, rows
 from align.errors import UserError
+from align.stage import Metrics
 from pipelines.console import output_to
 from pipelines.pipeline import load_pipeline, single
 from pipelines.runner import Runs, StageFailed, plan_lines, run
 from tests.pipelines.test_pipeline import GOOD, write
-from tests.pipelines.toys import Number
+from tests.pipelines.toys import Number, Numbers
 
 
 class Lines(list[str]):
@@ -48,6 +49,7 @@ class TestRun:
         assert f"{counts['dropped']['three']} dropped (three {counts['dropped']['three']})" in line
         assert "runs/toy/scaled" in line
         assert count_rows("runs/toy/scaled/even") == counts["out"]["even"]
+        assert said[0] == "logs of the stages: runs/toy/logs"
         assert said[-1] == "the table"
 
     def test_the_second_time_everything_is_a_hit(self) -> None:
@@ -65,7 +67,7 @@ class TestRun:
         assert lines[2].endswith("will run: input is rebuilt; others[1] is rebuilt")
         _, said = go("scaled.options.factor=5")
         assert "rebuild scaled: options.factor 3 -> 5" in said
-        assert said[0].startswith("numbers  hit")
+        assert said[1].startswith("numbers  hit")
 
     def test_the_order_of_a_mapping_counts(self) -> None:
         text = GOOD.replace("input: scaled/even,", "input: scaled/even, named: {a: numbers, b: scaled/odd},")
@@ -151,12 +153,30 @@ class TestStops:
         with pytest.raises(StageFailed, match=r"^scaled: the server died; what was done is kept.*log: runs/toy/logs"):
             go("scaled.fail=engine")
         _, said = go()
-        assert said[0].startswith("numbers  hit")
+        assert said[1].startswith("numbers  hit")
 
     def test_a_defect_is_one_line_and_its_traceback_is_in_the_log(self) -> None:
         with pytest.raises(StageFailed, match=r"^scaled: ZeroDivisionError: a defect; log: "):
             go("scaled.fail=defect")
         assert "Traceback" in Path("runs/toy/logs/scaled.log").read_text()
+
+    def test_files_that_change_under_a_running_stage_stop_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        Path("a.txt").write_text("x")
+        text = GOOD.replace("stage: numbers,", "stage: numbers, file: a.txt,")
+        run_of = Numbers.run
+
+        def meddle(stage: Numbers, out: Out) -> Metrics:
+            Path("a.txt").write_text("other")
+            return run_of(stage, out)
+
+        monkeypatch.setattr(Numbers, "run", meddle)
+        with pytest.raises(StageFailed, match=r"a\.txt changed while the stage ran"):
+            go(text=text)
+        assert not Path("runs/toy/numbers").exists()
+
+    def test_no_shard_of_nothing(self) -> None:
+        with pytest.raises(StageFailed, match="shard: at least 1"):
+            go("scaled.shard=0")
 
     def test_two_builders_of_one_artifact_are_kept_apart(self) -> None:
         runs = Runs(Path("runs"))
