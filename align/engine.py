@@ -43,6 +43,7 @@ class Reply:
     finish: list[str] = field(default_factory=list)  # stop or length, one a text
     first_logprobs: list[dict[str, float]] = field(default_factory=list)  # one a text: token text -> natural log
     error: str = ""
+    transient: bool = False  # the error says nothing about the request: asked later it may well be answered
 
 
 class Engine(Protocol):
@@ -50,7 +51,7 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer every request; a request that fails gives a Reply with its error. Raises EngineDied when no
-        request can be answered any more."""
+        request can be answered any more, and where every one fails for a passing reason."""
         ...
 
 
@@ -101,7 +102,7 @@ class VLLMServer(_OverHTTP):
     max_model_len: int | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     start_timeout_s: Annotated[float, RUNTIME, Field(gt=0)] = 900.0
-    serve_args: Annotated[list[str], RUNTIME] = []  # more arguments for the server, as vLLM documents them
+    serve_args: list[str] = []  # more arguments for the server, as vLLM documents them; many change what is answered
 
 
 class Transformers(Config):

@@ -25,8 +25,12 @@ from align.images import BadImage
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
+PASSING = (408, 409, 425, 429)
+"""Besides the 5xx: statuses about the moment, not about the request."""
 KEPT_IMAGES = 32
 """Encoded images kept for the questions that follow."""
+BAD_IMAGE = "image: "
+"""How the error of a request begins that was never sent."""
 NO_KEY = "none"
 """The client wants a key; the one in OPENAI_API_KEY is not for just any server."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -104,9 +108,12 @@ class ServerEngine:
         self._model = served.name if served else config.model
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._answered = False
+        self._failures = 0  # requests in a row that failed for a passing reason
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
-        """See `align.engine.Engine.generate`. Raises UserError where the server refuses the key or the model."""
+        """See `align.engine.Engine.generate`. Raises UserError where the server refuses the key or the model,
+        EngineDied where every request, or more than `concurrency` in a row, fail for a passing reason (no answer in
+        time, a connection that breaks, 408, 409, 425, 429, 5xx): rows are not set aside for an outage."""
         return self._runner.run(self._all(requests))
 
     async def _all(self, requests: Sequence[Request]) -> list[Reply]:
@@ -118,7 +125,11 @@ class ServerEngine:
                     tasks[i] = group.create_task(self._one(requests[i], gate))
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        return [tasks[i].result() for i in range(len(requests))]
+        replies = [tasks[i].result() for i in range(len(requests))]
+        passing = [r for r in replies if r.transient]
+        if passing and all(r.transient or r.error.startswith(BAD_IMAGE) for r in replies):
+            raise self._gives_up(f"none of {len(passing)} requests was answered", passing[-1])
+        return replies
 
     async def _one(self, request: Request, gate: asyncio.Semaphore) -> Reply:
         import openai
@@ -127,23 +138,40 @@ class ServerEngine:
             try:
                 payload = self._payload(request)
             except BadImage as error:
-                return Reply(request.id, error=f"image: {error}")
+                return Reply(request.id, error=f"{BAD_IMAGE}{error}")
             try:
                 raw = await self._client.chat.completions.with_raw_response.create(**payload)
                 body = raw.http_response.text
             except openai.APITimeoutError:
-                return Reply(request.id, error=f"no answer within {self._config.timeout_s:g} s")
+                return self._passing(request, f"no answer within {self._config.timeout_s:g} s")
             except openai.APIConnectionError as error:
                 await self._check_alive()
-                return Reply(request.id, error=f"connection: {_line(error.__cause__ or error)}")
+                return self._passing(request, f"connection: {_line(error.__cause__ or error)}")
             except openai.APIStatusError as error:
                 self._check_refusal(error)
+                if error.status_code in PASSING or error.status_code >= 500:
+                    return self._passing(request, _status_line(error))
+                self._failures = 0
                 return Reply(request.id, error=_status_line(error))
             except (openai.OpenAIError, UnicodeError, ValueError) as error:
                 return Reply(request.id, error=f"{type(error).__name__}: {_line(error)}")
+        self._failures = 0
         reply = read_reply(request, body)
         self._answered = self._answered or not reply.error
         return reply
+
+    def _passing(self, request: Request, error: str) -> Reply:
+        """The reply for a failure that says nothing about the request. Raises EngineDied at one too many in a row."""
+        reply = Reply(request.id, error=error, transient=True)
+        self._failures += 1
+        if self._failures > self._config.concurrency:
+            raise self._gives_up(f"{self._failures} requests in a row were not answered", reply)
+        return reply
+
+    def _gives_up(self, why: str, last: Reply) -> EngineDied:
+        return EngineDied(
+            f"the server at {self._client.base_url} does not answer any more: {why}, the last: {last.error}"
+        )
 
     def _payload(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
@@ -191,13 +219,12 @@ class ServerEngine:
 
     def _check_refusal(self, error: "APIStatusError") -> None:
         """A wrong key or an unknown model fails every request: tell the user at the first instead of setting all rows
-        aside. Raises UserError."""
-        if self._answered:
-            return
+        aside. A key can also expire; 403 and 404 may be about one request, once another was answered. Raises
+        UserError."""
         line = _status_line(error)
-        if error.status_code == 401:
+        if error.status_code == 401 or (error.status_code == 403 and not self._answered):
             raise UserError(f"{self._client.base_url}: the server refuses the key (api_key_env): {line}") from None
-        if error.status_code == 404 and "model" in line.lower():
+        if not self._answered and error.status_code == 404 and "model" in line.lower():
             raise UserError(f"{self._client.base_url}: the server does not have {self._model!r}: {line}") from None
 
 

@@ -11,7 +11,7 @@ import pytest
 from align import evaluate
 from align.artifact import Out, Store, begin, count_rows, rows
 from align.config import Source, build
-from align.engine import Engine, open_engine
+from align.engine import Engine, EngineDied, open_engine
 from align.errors import UserError
 from align.evaluate import Evaluate, table
 from align.metrics import paired
@@ -120,9 +120,9 @@ def test_final_answers(tmp_path: Path) -> None:
     assert metrics["models"]["bare"]["unmarked"] == 3
 
 
-def test_failed_requests_are_wrong_and_counted(tmp_path: Path) -> None:
+def test_refused_requests_are_wrong_and_counted(tmp_path: Path) -> None:
     def moody(asked: Asked) -> Answer:
-        return Answer("overloaded", status=400) if "1?" in asked.text else right_below(9)(asked)
+        return Answer("too long", status=400) if "1?" in asked.text else right_below(9)(asked)
 
     out, metrics, _ = Bench(tmp_path, [qa(i) for i in range(4)], {"base": moody}).run()
     assert metrics["models"]["base"]["exact"]["value"] == 0.75
@@ -130,6 +130,25 @@ def test_failed_requests_are_wrong_and_counted(tmp_path: Path) -> None:
     (failed,) = [p for p in rows(out.path / "predictions", Prediction) if not p.metrics["answered"]]
     assert (failed.question_id, failed.prediction, failed.metrics["exact"]) == ("q01", "", 0.0)
     assert "unanswered" in table(metrics)
+
+
+def test_an_outage_is_no_wrong_answer(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [qa(i) for i in range(4)], {"base": right_below(9)})
+
+    def moody(asked: Asked) -> Answer:
+        return Answer("overloaded", status=503) if "1?" in asked.text else right_below(9)(asked)
+
+    said = pytest.raises(EngineDied, match="base: 1 of 4 requests were not answered: 503")
+    with chat_server(moody) as base, begin(bench.store, "evaluate", "1" * 64) as out, said:
+        bench.stage({"base": base.base_url}).run(out)
+    assert count_rows(out.path / "predictions") == 0
+    _, metrics, _ = bench.run("1")
+    assert metrics["models"]["base"]["exact"]["value"] == 1
+
+
+def test_a_shard_has_rows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shard"):
+        Bench(tmp_path, [qa(1)], {}).stage({"base": "http://127.0.0.1:9"}, shard=0)
 
 
 def test_a_stop_between_models_is_continued_without_the_first(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from align.engine import EngineDied, Request, Server, open_engine
+from align.engine import EngineDied, Request, Server, VLLMServer, open_engine
 from align.engines.server import normal_url
 from align.errors import UserError
 from align.records import Message, Sampling
+from align.stage import key_tree
 from tests.fake_server import Fake
 
 
@@ -153,6 +154,38 @@ def test_a_server_that_dies_is_told_apart_from_a_bad_request(fake: Fake) -> None
             engine.generate([ask(f"later {i}") for i in range(5)])
 
 
+@pytest.mark.parametrize("word", ["always:429", "always:503", "drop", "hang"])
+def test_an_outage_sets_no_rows_aside(fake: Fake, tmp_path: Path, word: str) -> None:
+    settings = {"timeout_s": 1 if word == "hang" else 60, "retries": 0, "concurrency": 4}
+    with open_engine(config(fake, **settings)) as engine:
+        assert not engine.generate([ask("fine")])[0].error
+        with pytest.raises(EngineDied, match="none of 2 requests"):
+            engine.generate([ask(word), ask(f"again {word}"), ask("c", images=[str(tmp_path / "gone")])])
+    with open_engine(config(fake, **settings)) as engine, pytest.raises(EngineDied, match="5 requests in a row"):
+        engine.generate([*(ask(f"{i} {word}") for i in range(9)), ask("fine")])
+
+
+def test_a_failure_between_answers_is_that_of_its_request(fake: Fake) -> None:
+    with open_engine(config(fake, retries=0, concurrency=1)) as engine:
+        replies = engine.generate([r for i in range(6) for r in (ask(f"{i} always:503"), ask(f"fine {i}"))])
+    assert [r.transient for r in replies] == [True, False] * 6
+
+
+def test_a_refused_request_is_no_outage(fake: Fake) -> None:
+    with open_engine(config(fake, concurrency=1)) as engine:
+        replies = engine.generate([ask(f"{i} always:400") for i in range(4)])
+    assert all(r.error and not r.transient for r in replies)
+
+
+def test_settings_of_the_server_that_may_change_answers_are_in_the_key() -> None:
+    first, second, third = (
+        VLLMServer(engine="vllm-server", model="m", serve_args=args, start_timeout_s=seconds)
+        for args, seconds in (([], 1), (["--quantization", "fp8"], 1), ([], 2))
+    )
+    assert key_tree(first) != key_tree(second)
+    assert key_tree(first) == key_tree(third)
+
+
 def test_no_server_at_all_is_said_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -172,9 +205,19 @@ def test_key_comes_from_the_named_variable_and_from_nowhere_else(fake: Fake, mon
     assert fake.keys == {"Bearer mine"}
 
 
-def test_a_refused_key_stops_the_stage(fake: Fake) -> None:
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_stops_the_stage(fake: Fake, status: int) -> None:
     with open_engine(config(fake)) as engine, pytest.raises(UserError, match="refuses the key"):
-        engine.generate([ask("always:401"), ask("slow")])
+        engine.generate([ask(f"always:{status}"), ask("slow")])
+
+
+def test_a_key_that_expires_stops_the_stage_and_a_request_that_is_forbidden_does_not(fake: Fake) -> None:
+    with open_engine(config(fake)) as engine:
+        engine.generate([ask("fine")])
+        (forbidden,) = engine.generate([ask("always:403")])
+        assert forbidden.error.startswith("403")
+        with pytest.raises(UserError, match="refuses the key"):
+            engine.generate([ask("always:401")])
 
 
 @pytest.mark.parametrize(
