@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from contextlib import ExitStack
 from typing import Annotated, ClassVar
 
+from pydantic import Field
+
 from align.artifact import Batch, Out, count_rows, rows
 from align.records import Candidate, Scored, dropped
 from align.stage import RUNTIME, Metrics, PortType, Ref, Stage
@@ -27,7 +29,7 @@ class ScoreStage(Stage):
 
     input: Annotated[str, Ref(Candidate)]
     reward: RewardConfig
-    shard: Annotated[int, RUNTIME] = 256
+    shard: Annotated[int, RUNTIME, Field(ge=1)] = 256
 
     def check(self) -> None:
         """Check the reward."""

@@ -10,6 +10,7 @@ import pytest
 from align.artifact import Out, Store, begin, count_rows, rows
 from align.config import Source, build
 from align.engine import EngineDied
+from align.errors import UserError
 from align.records import Candidate, Dropped, Scored
 from align.stage import key_tree
 from reward.score import ScoreStage
@@ -63,6 +64,11 @@ def test_rows_counts_and_metrics(tmp_path: Path) -> None:
     assert metrics["parts"] == {"exact": pytest.approx(2 / 3), "length": 1.0}
     assert sum(metrics["histogram"]["counts"]) == 3
     json.dumps(metrics)
+
+
+def test_a_shard_has_rows(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shard"):
+        stage(tmp_path, RULES, shard=0)
 
 
 def test_nothing_could_be_scored(tmp_path: Path) -> None:
