@@ -10,8 +10,9 @@ demo: .venv/installed
 	$(BIN)/vlm-align run demo seed=$(SEED)
 	$(BIN)/vlm-align report demo
 
+# One thread a process: two torch processes of two threads each slow each other down tenfold on two cores.
 test: .venv/dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks
