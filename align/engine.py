@@ -120,7 +120,8 @@ EngineConfig = Annotated[VLLM | VLLMServer | Server | Transformers, Field(discri
 
 def check_engine(config: VLLM | VLLMServer | Server | Transformers) -> None:
     """Find what an engine lacks before hours are spent on another one: the key's variable is not set, vLLM is not
-    installed, vLLM was given an adapter folder. Raises UserError."""
+    installed, vLLM was given an adapter folder. A model that a stage above has yet to make is not looked at. Raises
+    UserError."""
     if isinstance(config, Server) and config.api_key_env is not None and not os.environ.get(config.api_key_env):
         raise UserError(f"api_key_env: the environment variable {config.api_key_env} is not set")
     if isinstance(config, VLLM | VLLMServer):

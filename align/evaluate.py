@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from align.artifact import Batch, Out, rows
-from align.engine import Engine, EngineConfig, EngineDied, Reply, Request, open_engine
+from align.engine import Engine, EngineConfig, EngineDied, Reply, Request, check_engine, open_engine
 from align.errors import UserError
 from align.metrics import METRICS, Estimate, bootstrap, final_answer, paired, reference_answer
 from align.records import QA, Prediction, Row, Sampling, dropped, row_id, row_seed, text_of
@@ -55,9 +55,14 @@ class Evaluate(Stage):
         return metrics
 
     def check(self) -> None:
-        """The template is one and shows the question."""
+        """The template is one and shows the question, and no engine lacks anything."""
         if self.prompt is not None:
             check_shows(self.prompt, "question")
+        for name, engine in self.models.items():
+            try:
+                check_engine(engine)
+            except UserError as error:
+                raise UserError(f"models.{name}: {error}") from None
 
     def run(self, out: Out) -> Metrics:
         """Ask model by model, then compare. A model is brought up at its first shard that is not there yet."""

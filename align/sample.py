@@ -15,12 +15,12 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from align.artifact import Batch, Out, count_rows, rows
-from align.config import Config, shipped
+from align.config import Config
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.errors import UserError
 from align.records import QA, Candidate, Dropped, Message, Row, Sampling, dropped, row_id, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
-from align.templates import render
+from align.templates import asked, check_shows
 
 REFERENCE = "reference"
 """The sampler's name on a question's own answer."""
@@ -72,13 +72,15 @@ class Sample(Stage):
             if count > 1 or name == REFERENCE:
                 raise UserError(f"samplers: the name {name!r} is taken {'twice' if count > 1 else 'by keep_reference'}")
         for i, sampler in enumerate(self.samplers):
-            if sampler.prompt is not None and "\0" not in render(shipped(sampler.prompt), question="\0"):
-                raise UserError(f"samplers[{i}].prompt: {sampler.prompt} never shows {{{{ question }}}}")
+            try:
+                check_engine(sampler.engine)
+                if sampler.prompt is not None:
+                    check_shows(sampler.prompt, "question")
+            except UserError as error:
+                raise UserError(f"samplers[{i}]: {error}") from None
 
     def run(self, out: Out) -> Metrics:
         """Ask sampler by sampler. A model is brought up at its first shard that is not there yet."""
-        for sampler in self.samplers:
-            check_engine(sampler.engine)
         with ExitStack() as stack:
             up: dict[str, Engine] = {}
 
@@ -92,22 +94,22 @@ class Sample(Stage):
             def work(chunk: list[Task]) -> Batch[Candidate]:
                 batch: Batch[Candidate] = Batch({"candidates": []})
                 for name in dict.fromkeys(t.sampler for t in chunk):
-                    asked = [t.qa for t in chunk if t.sampler == name]
+                    questions = [t.qa for t in chunk if t.sampler == name]
                     if name == REFERENCE:
-                        found, aside = references(asked)
+                        found, aside = references(questions)
                     else:
                         sampler = next(s for s in self.samplers if s.name == name)
-                        found, aside = drawn(sampler, self.seed, asked, engine_of(sampler))
+                        found, aside = drawn(sampler, self.seed, questions, engine_of(sampler))
                     batch.rows["candidates"] += found
                     batch.dropped += aside
                 return batch
 
-            questions = count_rows(self.input)
+            total = count_rows(self.input)
             ways = len(self.samplers) + self.keep_reference
             out.map_rows(
-                self.tasks(), questions * ways, work, {"candidates": Candidate}, shard=self.shard, label="questions"
+                self.tasks(), total * ways, work, {"candidates": Candidate}, shard=self.shard, label="questions"
             )
-        out.rows_in = questions  # every question was read once a sampler
+        out.rows_in = total  # every question was read once a sampler
         return summary(rows(out.path / "candidates", Candidate))
 
     def tasks(self) -> Iterator[Task]:
@@ -117,10 +119,10 @@ class Sample(Stage):
                 yield Task(id=qa.id, sampler=name, qa=qa)
 
 
-def references(asked: Sequence[QA]) -> tuple[list[Candidate], list[Dropped]]:
+def references(questions: Sequence[QA]) -> tuple[list[Candidate], list[Dropped]]:
     """The questions' own answers as candidates."""
     found, aside = [], []
-    for qa in asked:
+    for qa in questions:
         text = text_of(qa.completion).strip()
         if text:
             found.append(candidate(qa, REFERENCE, 0, text, 0.0, "", 0, "stop"))
@@ -129,14 +131,19 @@ def references(asked: Sequence[QA]) -> tuple[list[Candidate], list[Dropped]]:
     return found, aside
 
 
-def drawn(sampler: Sampler, seed: int, asked: Sequence[QA], engine: Engine) -> tuple[list[Candidate], list[Dropped]]:
+def drawn(
+    sampler: Sampler, seed: int, questions: Sequence[QA], engine: Engine
+) -> tuple[list[Candidate], list[Dropped]]:
     """Candidates of the questions; a question that a request of its failed for is set aside whole, an answer without
     text alone."""
-    requests = {qa.id: requests_of(sampler, seed, qa) for qa in asked}
+    requests = {qa.id: requests_of(sampler, seed, qa) for qa in questions if qa.prompt}
     replies = {r.id: r for r in engine.generate([r for of_one in requests.values() for r in of_one])}
     found: list[Candidate] = []
     aside: list[Dropped] = []
-    for qa in asked:
+    for qa in questions:
+        if qa.id not in requests:
+            aside.append(dropped(qa, "empty", f"{sampler.name}: the row has no question"))
+            continue
         answers = [(r, replies.get(r.id, Reply(r.id, error="the engine gave no reply"))) for r in requests[qa.id]]
         failed = next((reply.error for _, reply in answers if reply.error or not reply.texts), None)
         if failed is not None:
@@ -154,19 +161,12 @@ def drawn(sampler: Sampler, seed: int, asked: Sequence[QA], engine: Engine) -> t
 
 def requests_of(sampler: Sampler, seed: int, qa: QA) -> list[Request]:
     """One request a candidate, each with a seed of its own."""
-    prompt = list(qa.prompt)
-    if sampler.prompt is not None and prompt:
-        question = render(shipped(sampler.prompt), question=text_of(prompt))
-        prompt[-1] = prompt[-1].model_copy(update={"content": question})
     found = []
     for i, (temperature, system) in enumerate(sampler.draws()):
-        messages = prompt
-        if system:
-            messages = [Message(role="system", content=system), *(m for m in prompt if m.role != "system")]
         found.append(
             Request(
                 id=row_id(qa.id, sampler.name, i),
-                messages=messages,
+                messages=asked(qa.prompt, sampler.prompt, system),
                 images=qa.images,
                 sampling=Sampling(temperature=temperature, top_p=sampler.top_p, max_tokens=sampler.max_tokens),
                 seed=row_seed(seed, qa.id, sampler.name, i),

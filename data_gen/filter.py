@@ -14,13 +14,13 @@ from pydantic import Field, PositiveInt
 
 from align.artifact import Batch, Out, count_rows, rows
 from align.config import shipped
-from align.engine import Engine, EngineConfig, Reply, Request, open_engine
+from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.errors import UserError
 from align.metrics import exact, final_answer, reference_answer, relaxed
 from align.progress import progress
 from align.records import QA, Dropped, Message, Row, Sampling, read_parquet, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, Ref, Stage
-from align.templates import render
+from align.templates import check_shows, render
 from data_gen import predicates
 from data_gen.dedup import Decontaminate, ImageDuplicates, TextDuplicates
 from data_gen.predicates import Format, Length, Step
@@ -42,8 +42,8 @@ class Blind(predicates.Filter):
     shard: Annotated[PositiveInt, RUNTIME] = 256
 
     def check(self) -> None:
-        if "\0" not in render(shipped(self.prompt), question="\0"):
-            raise UserError(f"{self.prompt}: the prompt never shows {{{{ question }}}}")
+        check_shows(self.prompt, "question")
+        check_engine(self.engine)
 
     def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
         """Asks shard by shard, so that a stop loses one shard at most."""

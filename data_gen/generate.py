@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt
 
 from align.artifact import Batch, Out, rows
 from align.config import shipped
-from align.engine import Engine, EngineConfig, Reply, Request, open_engine
+from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.errors import UserError, did_you_mean
 from align.metrics import normalise
 from align.records import QA, ImageRow, Message, Row, Sampling, dropped, read_parquet, row_id, row_seed
@@ -87,6 +87,10 @@ class Generate(Stage):
                 render(self._template, kind=kind, count=self.per_kind, text_form="x")
             except UserError as error:
                 raise UserError(f"kinds: {kind!r}: {error}") from None
+        try:
+            check_engine(self.teacher)
+        except UserError as error:
+            raise UserError(f"teacher: {error}") from None
 
     @property
     def _template(self) -> Path:

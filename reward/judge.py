@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from align.config import Config, shipped
-from align.engine import Engine, EngineConfig, Reply, Request, open_engine
+from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.records import Candidate, Message, Sampling, row_seed, text_of
 from align.stage import FileRef
 from align.templates import check_shows, render
@@ -40,8 +40,9 @@ class Judge(Config):
     temperature: float = Field(0.0, ge=0.0)
 
     def check(self) -> None:
-        """The rubric is there, is a template, shows the answer and knows its variables."""
+        """The rubric is there, is a template, shows the answer and knows its variables; the engine lacks nothing."""
         check_shows(self.rubric, "answer", question="q", reference="r")
+        check_engine(self.engine)
 
     @contextmanager
     def opened(self) -> Iterator[Reward]:

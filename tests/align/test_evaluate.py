@@ -146,6 +146,13 @@ def test_an_outage_is_no_wrong_answer(tmp_path: Path) -> None:
     assert metrics["models"]["base"]["exact"]["value"] == 1
 
 
+def test_a_missing_key_is_found_before_any_model_comes_up(tmp_path: Path) -> None:
+    stage = Bench(tmp_path, [qa(1)], {}).stage({"base": "http://127.0.0.1:9"})
+    server = stage.models["base"].model_copy(update={"api_key_env": "NO_SUCH_KEY"})
+    with pytest.raises(UserError, match=r"models\.sft: .*NO_SUCH_KEY is not set"):
+        stage.model_copy(update={"models": {**stage.models, "sft": server}}).check()
+
+
 def test_a_shard_has_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shard"):
         Bench(tmp_path, [qa(1)], {}).stage({"base": "http://127.0.0.1:9"}, shard=0)

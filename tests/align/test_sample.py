@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from align.artifact import Artifact, Out, Store, begin, commit, rows
+from align.artifact import Artifact, Store, begin, commit, rows
 from align.config import Source, build
 from align.engine import EngineDied, Reply, Request
 from align.errors import UserError
@@ -291,6 +291,5 @@ def test_a_missing_key_is_found_before_any_model_comes_up(tmp_path: Path) -> Non
     engine = {"engine": "server", "model": "m", "base_url": "http://h", "api_key_env": "NO_SUCH_KEY"}
     late = {"name": "b", "n": 1, "engine": engine}
     missing = {"name": "a", "n": 1, "engine": {"engine": "transformers", "model": "/nowhere"}}
-    with pytest.raises(UserError, match="NO_SUCH_KEY"), begin(store, "sample", "k") as out:
-        stage_of(questions(store, 1), [missing, late]).run(out)
-    assert isinstance(out, Out)
+    with pytest.raises(UserError, match=r"samplers\[1\]: .*NO_SUCH_KEY is not set"):
+        stage_of(questions(store, 1), [missing, late]).check()
