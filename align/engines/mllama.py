@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.processing_utils import ProcessorMixin
 
+KEPT_BYTES = 2 << 30
+"""Of states kept for the questions that follow; those of the batch at hand are needed whatever they take."""
 ENCODED_TOGETHER = 8
 """Images in one pass of the vision tower."""
 
@@ -49,8 +51,9 @@ class MllamaInputs:
             max_num_tiles=processor.image_processor.max_image_tiles,
             length=tokens.input_ids.shape[1],
         )
-        while len(self._states) > self._keep:
-            self._states.popitem(last=False)
+        held = sum(state.nbytes for state, _ in self._states.values())
+        while self._states and (len(self._states) > self._keep or held > KEPT_BYTES):
+            held -= self._states.popitem(last=False)[1][0].nbytes
         return {
             "input_ids": tokens.input_ids.to(device),
             "attention_mask": tokens.attention_mask.to(device),
@@ -79,5 +82,5 @@ class MllamaInputs:
                 states = inner.multi_modal_projector(seen)
             states = states.reshape(len(some), -1, seen.shape[-2], states.shape[-1])
             for path, state, count in zip(some, states, counts, strict=True):
-                self._states[path] = (state, int(count[0]))
+                self._states[path] = (state.clone(), int(count[0]))  # a view would hold all of the pass in memory
             self.encoded += len(some)

@@ -168,6 +168,17 @@ def test_mllama_encodes_an_image_once(mllama: Path, images: list[str]) -> None:
         assert engine._mllama.encoded == len(images)
 
 
+def test_mllama_keeps_no_more_states_than_their_bytes_allow(
+    mllama: Path, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.engines.mllama.KEPT_BYTES", 0)
+    with opened(mllama, 4) as engine:
+        for _ in range(2):
+            assert not engine.generate([ask(0, images)])[0].error
+            assert not engine._mllama._states
+        assert engine._mllama.encoded == 2
+
+
 def test_gates_are_open_so_the_image_moves_the_answer(mllama: Path, images: list[str]) -> None:
     with opened(mllama, 4) as engine:
         messages = ask(1, images).messages
