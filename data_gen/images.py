@@ -228,14 +228,17 @@ def from_dataset(
     known = stream.info.splits[split].num_examples if split in (stream.info.splits or {}) else None
     total = min(limit or known, known) if known else limit or 0
     rows = islice(stream.select_columns([column]), limit)
-    return (from_value(f"{index:08d}", row[column]) for index, row in enumerate(rows)), total
+    return (from_value(f"{index:08d}", row[column], name) for index, row in enumerate(rows)), total
 
 
-def from_value(name: str, value: Any) -> Found:
-    """One cell of an image column: bytes, a path, or a dict of both."""
+def from_value(name: str, value: Any, source: str) -> Found:
+    """One cell of an image column: bytes, a path, or a dict of both. Only files of the data set `source` itself (a
+    folder, or a hub id) are opened: a path in a row is a stranger's."""
     cell = value if isinstance(value, dict) else {"path": value} if isinstance(value, str) else {"bytes": value}
     data, path = cell.get("bytes"), cell.get("path")
     try:
+        if data is None and path and not _within(str(path), source):
+            return Found(id=row_id(name), name=name, problem=f"unreadable: {path} is no file of the data set")
         if data is None and path:
             import fsspec  # type: ignore[import-untyped]
 
@@ -247,6 +250,13 @@ def from_value(name: str, value: Any) -> Found:
         what = "an empty cell" if data is None else f"a {type(data).__name__} instead of an image"
         return Found(id=row_id(name), name=name, problem=f"unreadable: {what}")
     return Found(id=hashlib.sha256(data).hexdigest(), name=name, data=data)
+
+
+def _within(path: str, source: str) -> bool:
+    if Path(source).is_dir():
+        return "://" not in path and Path(path).resolve().is_relative_to(Path(source).resolve())
+    inside = path.startswith((f"hf://datasets/{source}@", f"hf://datasets/{source}/"))
+    return inside and "::" not in path and ".." not in path.split("/")
 
 
 def _from_file(name: str, path: Path, store: Store) -> Found:

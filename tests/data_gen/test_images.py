@@ -16,7 +16,7 @@ from align.artifact import Out, Store, rows
 from align.errors import UserError
 from align.images import open_image
 from align.records import Dropped, ImageRow, read_parquet
-from data_gen.images import Images, split_of
+from data_gen.images import Images, from_value, split_of
 
 Picture = Image.Image
 
@@ -240,10 +240,26 @@ def test_mistakes_that_only_the_files_show(tmp_path: Path) -> None:
         make(Images(source=str(source), split="folders"), tmp_path / "store")
 
 
+def test_only_files_of_the_data_set_itself_are_opened(tmp_path: Path) -> None:
+    own, other = tmp_path / "set", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(encode(picture(), "PNG"))
+    (own / "link.png").symlink_to(other / "a.png")
+    assert from_value("0", {"bytes": None, "path": str(own / "a.png")}, str(own)).problem is None
+    outside = [str(other / "a.png"), str(own / ".." / "other" / "a.png"), str(own / "link.png"), "/etc/hostname"]
+    for path in [*outside, f"file://{other}/a.png", "http://127.0.0.1:9/a.png"]:
+        for source in (str(own), "org/name"):
+            found = from_value("0", path, source)
+            assert found.data is None
+            assert "no file of the data set" in (found.problem or "")
+
+
 def test_a_data_set_gives_the_bytes_it_holds(tmp_path: Path) -> None:
     import datasets
 
-    webp, file = encode(picture(), "WEBP"), tmp_path / "aside.png"
+    webp, file = encode(picture(), "WEBP"), tmp_path / "set" / ".files" / "aside.png"
+    file.parent.mkdir(parents=True)
     file.write_bytes(encode(picture("RGBA"), "PNG"))
     cells = [
         {"bytes": webp, "path": "a.png"},
@@ -254,7 +270,6 @@ def test_a_data_set_gives_the_bytes_it_holds(tmp_path: Path) -> None:
     ]
     features = datasets.Features({"picture": datasets.Image(), "n": datasets.Value("int64")})
     made = datasets.Dataset.from_dict({"picture": cells, "n": [1, 2, 3, 4, 5]}, features=features)
-    (tmp_path / "set").mkdir()
     made.to_parquet(tmp_path / "set" / "train-0.parquet")
     kept, aside = make(Images(source=str(tmp_path / "set"), column="picture"), tmp_path / "store")
     assert {n: Path(r.images[0]).read_bytes() for n, r in kept.items()} == {
