@@ -110,6 +110,18 @@ def snapshot(model: "nn.Module", processor: "ProcessorMixin") -> Snapshot:
     return Snapshot(language_digests(model), logits)
 
 
+def record(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+    """The digests behind the verdict, ready for JSON: sha256 before and after of every language tensor by name, and of
+    the logits; None where a tensor is not there."""
+    names = sorted(before.digests.keys() | after.digests.keys())
+    return {
+        "language_tensors": {
+            name: {"before": before.digests.get(name), "after": after.digests.get(name)} for name in names
+        },
+        "text_logits": {"before": _digest(before.logits), "after": _digest(after.logits)},
+    }
+
+
 def check(before: Snapshot, after: Snapshot) -> dict[str, Any]:
     """The verdict, ready for JSON: `equal` says that every digest and every logit is the same to the last bit."""
     import torch

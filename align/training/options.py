@@ -4,11 +4,12 @@ The names are TRL's and transformers' own. Everything here enters the cache key 
 `micro_batch` is not: it changes the order of sums, and with it the last bits of the weights.
 """
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from align.adapter import Preset
+from align.adapter import Preset, check_preset
 from align.errors import UserError
 from align.stage import RUNTIME, ModelRef, PortType, Stage
 
@@ -36,5 +37,10 @@ class Training(Stage):
     image_cache_gb: Annotated[float, RUNTIME] = Field(2.0, ge=0)  # of memory for images ready for the model
 
     def check(self) -> None:
+        if Path(self.model).is_dir():  # else a hub id, or a stage above has yet to make it
+            try:
+                check_preset(self.model, self.adapter)
+            except UserError as error:
+                raise UserError(f"adapter: {error}") from None
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise UserError(f"micro_batch: {self.micro_batch} does not divide batch_size, which is {self.batch_size}")

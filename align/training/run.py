@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.adapter import trainable
-from align.artifact import Out
+from align.artifact import Out, write_json
 from align.errors import UserError
 from align.families import family_of
 from align.models import is_adapter, locate
@@ -91,7 +91,7 @@ def _fit(
     out: Out,
 ) -> Metrics:
     """Run TRL's trainer between two looks at the language model."""
-    from align.proof import check, snapshot
+    from align.proof import check, record, snapshot
     from align.training.trainers import Watch, last_checkpoint
 
     checkpoints = out.folder("checkpoints")
@@ -102,9 +102,11 @@ def _fit(
     with progress(_steps(stage, len(examples)), task.name, done) as bar:
         trainer.add_callback(Watch(bar))
         result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    proof = check(before, snapshot(model, processor))
+    after = snapshot(model, processor)
+    proof = check(before, after)
     if not proof["equal"]:
         raise RuntimeError(f"the language model is not what it was: {proof}")
+    write_json(out.path / "proof.json", record(before, after))
 
     curve = [_point(entry) for entry in trainer.state.log_history if "loss" in entry]
     seconds = result.metrics["train_runtime"]

@@ -51,7 +51,12 @@ def test_sft_then_dpo_learn_and_leave_the_language_alone(family: str, store: Sto
     assert [point["step"] for point in metrics["curve"]] == list(range(1, 17))
     assert metrics["final_loss"] == metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"] - 0.4
     assert metrics["proof"]["equal"] is True
-    assert metrics["proof"]["language_tensors"] > 0
+    proof = json.loads((out.path / "proof.json").read_text())
+    assert len(proof["language_tensors"]) == metrics["proof"]["language_tensors"] > 0
+    assert proof["text_logits"]["before"] == metrics["proof"]["text_logits_sha256_before"]
+    for name, digests in {**proof["language_tensors"], "logits": proof["text_logits"]}.items():
+        assert digests["before"] == digests["after"], name
+        assert len(digests["before"]) == 64
     assert metrics["examples_per_second"] > 0
     json.dumps(metrics, allow_nan=False)
     files = {path.name for path in (out.path / "model").iterdir()}
