@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.artifact import Artifact, rows
+from align.errors import UserError
 from align.records import Pair, Scored, text_of
 from pipelines.catalog import stage_class
 from pipelines.console import counts_text, duration
@@ -47,6 +48,8 @@ def write_report(run: str, root: Path, out: Path | None = None) -> Path:
     import jinja2
 
     steps = steps_of(run, root)
+    if out is None and any((p / "artifact.json").is_file() for p in (Path(run), root / run)):
+        raise UserError(f"{run} is one step: a report is about a whole run, `vlm-align report {Path(run).parent.name}`")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     )
@@ -90,7 +93,7 @@ def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
 
 
 def gallery(steps: dict[str, Artifact]) -> list[Card]:
-    """The first questions (by id, so that they do not depend on order) of the last scored stage, and their fate."""
+    """The first questions of the last scored stage, by id, and their fate."""
     scored = [a for a in steps.values() if a.manifest["stage"] == "score"]
     if not scored:
         return []

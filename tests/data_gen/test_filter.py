@@ -184,7 +184,7 @@ def test_references_inside_filters_are_found() -> None:
 
     resolved = build(filters, "made").map_leaves(visit)
     assert found[("filters", 1, "evaluation_images")] == (Ref(ImageRow),)
-    assert {path[-1] for path in found} == {"input", "evaluation_images", "model", "prompt"}
+    assert {path[-1] for path in found} == {"input", "evaluation_images", "prompt"}
     assert resolved.filters[1].model_dump()["evaluation_images"] == "/resolved/manifest"
 
 

@@ -144,6 +144,7 @@ def test_an_interruption_is_exit_130(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", code, "run", "p.yaml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test in the background inherits "ignored"
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from align.artifact import Out, begin, commit
+from align.errors import UserError
 from align.records import QA, Message, Pair, Scored
 from pipelines.report import curves, write_report
 from pipelines.runner import Runs
@@ -87,6 +88,12 @@ def test_the_gallery_shows_scores_and_fates(run: Path) -> None:
     assert sum('class="rejected"' in r for r in rows) == 1
     assert sum('class=""' in r for r in rows) == 1
     assert "2 → 1, 2 steps" in html
+
+
+def test_a_report_never_lands_in_the_store(run: Path) -> None:
+    with pytest.raises(UserError, match="r/scored is one step"):
+        write_report("r/scored", Path("runs"))
+    assert not list(Path("runs/store").rglob("report.html"))
 
 
 def test_curves_take_every_numeric_series() -> None:
