@@ -56,7 +56,7 @@ def corpus(store: Store) -> list[Scored]:
 @pytest.mark.parametrize("family", ["mllama", "idefics3"])
 def test_it_learns_and_what_it_wrote_loads(family: str, store: Store, tmp_path: Path) -> None:
     rows = corpus(store)
-    options = {"adapter": Preset(connector="full", rank=4), "max_steps": 10, "learning_rate": 1e-2, "holdout": 0.3}
+    options = {"adapter": Preset(connector="full", rank=4), "max_steps": 40, "learning_rate": 1e-2, "holdout": 0.3}
     found = stage(tiny(family, tmp_path), scored=keep(store, rows, Scored), **options)
     metrics, out = run(found, store)
     assert metrics["rows"]["used"] == 3 * 4 * 4  # 3 of 5 images, 4 questions each, 4 pairs a question
