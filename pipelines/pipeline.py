@@ -7,6 +7,7 @@ folders, cache keys, the reason of every miss). Nothing runs here and no model l
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from align.config import KeyPath, Source, build, dotted, interpolate, parse_over
 from align.errors import UserError, did_you_mean
 from align.stage import Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
+from pipelines.rounds import Entry, unrolled
 
 TOP_KEYS = ("name", "seed", "params", "stages")
 RESERVED = ("logs", "store", "single", "report.html")
@@ -32,6 +34,7 @@ class Step:
 
     name: str
     stage: Stage
+    at: KeyPath = ()  # where its keys stand in the source
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,6 @@ class Pipeline:
     name: str
     steps: tuple[Step, ...]
     source: Source
-    root: KeyPath = ("stages",)  # where a step's keys stand in the source
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,16 @@ def load_pipeline(path: Path, words: tuple[str, ...] = ()) -> Pipeline:
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise UserError(f"{source.at(('name',))}: letters, digits, '-', '_' and '.' are expected, not {name!r}")
     steps, problems = [], []
-    for step_name, config in stages.items():
+    for entry in unrolled(stages, params, source):
         try:
-            steps.append(_step(str(step_name), config, params, seed, source))
+            steps.append(_step(entry, params, seed, source))
         except UserError as error:
             problems.append(str(error))
+    for twice, count in Counter(s.name for s in steps).items():
+        if count > 1:
+            problems.append(f"{source.at(('stages',))}: {twice!r} is a stage of its own and one of a round")
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))
     pipeline = Pipeline(name, tuple(steps), source)
     check_references(pipeline)
     return pipeline
@@ -114,17 +119,30 @@ def _override(data: dict[str, Any], stages: dict[str, Any], params: dict[str, An
             raise UserError(f"{dotted(path)}=: {what}{did_you_mean(str(path[0]), known)}")
 
 
-def _step(name: str, config: Any, params: dict[str, Any], seed: int, source: Source) -> Step:
-    at: KeyPath = ("stages", name)
+def _step(entry: Entry, params: dict[str, Any], seed: int, source: Source) -> Step:
+    name, config, at = entry.name, entry.config, entry.at
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise UserError(f"{source.at(at)}: a stage's name has letters, digits, '-', '_' and '.', and is not {name!r}")
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(f"{source.at(at)}: `stage: <kind>` is required; known: {', '.join(STAGES)}")
-    config = interpolate(config, params, source, at)
+    config = interpolate(config, {**params, **entry.params}, source, at)
     kind = config.pop("stage")
     if kind not in STAGES:
         raise UserError(f"{source.at((*at, 'stage'))}: {kind!r} is no stage{did_you_mean(str(kind), STAGES)}")
-    return Step(name, build(stage_class(kind), {"seed": seed, **config}, source, at))
+    stage = build(stage_class(kind), {"seed": seed, **config}, source, at)
+    problems: list[str] = []
+
+    def meant(path: KeyPath, found: tuple[object, ...], value: str) -> str:
+        try:
+            return entry.meaning(value) if any(isinstance(m, Ref) for m in found) else value
+        except UserError as error:
+            problems.append(f"{source.at((*at, *path))}: {error}")
+            return value
+
+    stage = stage.map_leaves(meant)
+    if problems:
+        raise UserError("\n".join(problems))
+    return Step(name, stage, at)
 
 
 def single(kind: str, words: tuple[str, ...]) -> Pipeline:
@@ -133,7 +151,7 @@ def single(kind: str, words: tuple[str, ...]) -> Pipeline:
     for path, value in parse_overrides(words).items():
         set_at(config, path, value)
     source = Source(f"vlm-align {kind}")
-    return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source, root=())
+    return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source)
 
 
 @dataclass
@@ -267,7 +285,7 @@ def check_references(pipeline: Pipeline) -> None:
         def visit(path: KeyPath, found: tuple[object, ...], value: str, step: Step = step) -> str:
             ref = next((m for m in found if isinstance(m, Ref)), None)
             name, _, port = value.partition("/")
-            where = pipeline.source.at((*pipeline.root, step.name, *path))
+            where = pipeline.source.at((*step.at, *path))
             if ref is None or Path(value).exists():
                 return value
             if name in kinds:
@@ -294,15 +312,14 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
     problems: list[str] = []
     pins: dict[str, str | UserError] = {}
     for step in pipeline.steps:
-        at = (*pipeline.root, step.name) if pipeline.root else ()
-        resolver = _Resolver(pipeline, planned, store, at, pins)
+        resolver = _Resolver(pipeline, planned, store, step.at, pins)
         tree = key_tree(step.stage.map_leaves(resolver.visit))
         resolved = step.stage.map_leaves(resolver.folder)
         try:
             if not resolver.problems:
                 resolved.check()
         except UserError as error:
-            resolver.problems.append(f"{pipeline.source.at(at)}: {error}")
+            resolver.problems.append(f"{pipeline.source.at(step.at)}: {error}")
         key = _key(step.stage, tree)
         problems += resolver.problems
         unpinned = (*resolver.unpinned, *(u for n in resolver.inputs for u in planned[n].unpinned))
