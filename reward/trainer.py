@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
 
 from align.training.collate import Collator
-from align.training.trainers import ADAPTER, _Mended, save_adapter
+from align.training.trainers import ADAPTER, Mended, save_adapter
 from reward.model import RewardModel, fresh_head, load_head, save_head
 
 
@@ -39,7 +39,7 @@ class WithGaps:
         return batch
 
 
-class RewardTrainer(_Mended):
+class RewardTrainer(Mended):
     """Bradley-Terry over encoded pairs; `processing_class` is the processor."""
 
     def __init__(self, model: Any, args: TrainingArguments, data_collator: Collator, **given: Any) -> None:

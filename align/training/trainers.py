@@ -30,8 +30,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-class _Mended(Trainer):  # type: ignore[misc]
-    """What both trainers need."""
+class Mended(Trainer):  # type: ignore[misc]
+    """What every trainer here needs."""
 
     def _send_telemetry(self) -> None:
         """Nothing is sent: TRL reports every training to its makers (trl 1.16, base_trainer.py)."""
@@ -52,14 +52,14 @@ class _Mended(Trainer):  # type: ignore[misc]
         write_json(folder / _COMPLETE, {"step": self.state.global_step})
 
 
-class MendedSFT(_Mended, SFTTrainer):  # type: ignore[misc]
+class MendedSFT(Mended, SFTTrainer):  # type: ignore[misc]
     """TRL's SFT over encoded prompt-completion rows."""
 
     def references(self, examples: int) -> None:
         """None: there is no reference."""
 
 
-class MendedDPO(_Mended, DPOTrainer):  # type: ignore[misc]
+class MendedDPO(Mended, DPOTrainer):  # type: ignore[misc]
     """TRL's DPO over encoded pairs; the reference is the model as it comes in, frozen."""
 
     def references(self, examples: int) -> torch.Tensor:
@@ -110,4 +110,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return whole[max(whole)] if whole else None
 
 
-__all__ = ["ADAPTER", "DPOConfig", "MendedDPO", "MendedSFT", "SFTConfig", "Watch", "last_checkpoint", "save_adapter"]
+__all__ = [
+    "ADAPTER",
+    "DPOConfig",
+    "Mended",
+    "MendedDPO",
+    "MendedSFT",
+    "SFTConfig",
+    "Watch",
+    "last_checkpoint",
+    "save_adapter",
+]
