@@ -101,18 +101,22 @@ class Encoder:
         head_ids = self._inputs(head, image)["input_ids"][0].tolist()
         made = []
         for answer in answers:
-            text = answer[-1].content.strip() if answer else ""
-            if not text:
-                raise Unusable("empty answer")
-            whole = self._render(turns + conversation(answer, 0))
-            if text not in whole:
-                raise Unusable("chat template", "the template leaves the answer out")
-            inputs = self._inputs(whole, image)
-            ids = inputs["input_ids"][0].tolist()
-            if getattr(self.processor, "image_token_id", None) not in (None, *ids):
-                raise Unusable("chat template", "the template leaves the image out")
-            made.append(Encoded(self._compact(inputs), _common_prefix(head_ids, ids)))
+            inputs = self.whole(prompt, answer, image)
+            made.append(Encoded(inputs, _common_prefix(head_ids, inputs["input_ids"].tolist())))
         return head, made
+
+    def whole(self, prompt: list[Message], answer: list[Message], image: str) -> dict[str, "Tensor"]:
+        """The inputs along the tokens of prompt and answer as one text. Raises Unusable."""
+        text = answer[-1].content.strip() if answer else ""
+        if not text:
+            raise Unusable("empty answer")
+        whole = self._render(conversation(prompt, 1) + conversation(answer, 0))
+        if text not in whole:
+            raise Unusable("chat template", "the template leaves the answer out")
+        inputs = self._inputs(whole, image)
+        if getattr(self.processor, "image_token_id", None) not in (None, *inputs["input_ids"][0].tolist()):
+            raise Unusable("chat template", "the template leaves the image out")
+        return self._compact(inputs)
 
     def pixels(self, prompt: str, image: str) -> dict[str, "Tensor"]:
         """The image's own inputs, as the processor gives them for one row."""
