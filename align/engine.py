@@ -31,7 +31,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     json_schema: dict[str, Any] | None = None  # constrain the answer, where the engine can
-    top_logprobs: int = 0  # ask for this many log-probabilities of the first answer token
+    top_logprobs: int = 0  # ask for this many log-probabilities of the first token that is not white space
 
 
 @dataclass(frozen=True)

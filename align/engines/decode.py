@@ -8,7 +8,7 @@ Shapes: B prompts, R rows (answers under way), V vocabulary, T most new tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ class Row:
 @dataclass
 class Drawn:
     """What the loop made: per row the token ids (without the end token) and whether an end token came; per prompt
-    the log-probabilities (V) of its first token, before temperature."""
+    the log-probabilities (V) of its first token, before temperature, and in `later` by row those of its first token
+    that is not white space, where that is a later one."""
 
     tokens: list[list[int]]
     ended: list[bool]
     first: "Tensor"
+    later: "dict[int, Tensor]" = field(default_factory=dict)
 
 
 def uniforms(seed: int, count: int) -> "Tensor":
@@ -78,9 +80,11 @@ def draw(logits: "Tensor", temperature: "Tensor", top_p: "Tensor", numbers: "Ten
 class Loop:
     """Decodes `rows` from a batch of prompts; give it to `generate` as `custom_generate`, then read `drawn`."""
 
-    def __init__(self, rows: Sequence[Row], eos: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[Row], eos: Sequence[int], blank: "Callable[[int], bool] | None" = None) -> None:
+        """`blank` says of a token whether it is white space; `Drawn.later` is filled where it is given."""
         self._rows = rows
         self._eos = eos
+        self._blank = blank
         self.drawn: Drawn | None = None
 
     def __call__(
@@ -116,9 +120,11 @@ class Loop:
         lengths = torch.zeros(len(rows), dtype=torch.long, device=device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         logits, input_ids, kwargs = _select(first, input_ids, kwargs, which, prompts)
+        begun = torch.full((len(rows),), self._blank is None, device=device)  # has a token that is not white space
         for step in range(longest):
             scores = logits_processor(input_ids, logits)
             token = draw(scores, temperature[live], top_p[live], numbers[live, step])
+            self._note(step, live, token, logits, begun)
             end = torch.isin(token, eos)
             open_before = ~ended[live] & (step < most[live])
             made[live, step] = token
@@ -140,6 +146,19 @@ class Loop:
         self.drawn.tokens = [m[:n] for m, n in zip(made.tolist(), lengths.tolist(), strict=True)]
         self.drawn.ended = ended.tolist()
         return made
+
+    def _note(self, step: int, live: "Tensor", token: "Tensor", logits: "Tensor", begun: "Tensor") -> None:
+        """Keep the distribution of each live row's first token that is not white space."""
+        import torch
+
+        if self._blank is None or bool(begun.all()):
+            return
+        assert self.drawn is not None
+        for place, (row, chosen) in enumerate(zip(live.tolist(), token.tolist(), strict=True)):
+            if not begun[row] and not self._blank(chosen):
+                begun[row] = True
+                if step:
+                    self.drawn.later[row] = torch.log_softmax(logits[place], -1)
 
 
 def _padded(numbers: "Tensor", length: int) -> "Tensor":

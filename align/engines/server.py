@@ -257,10 +257,11 @@ def read_reply(request: Request, body: str) -> Reply:
 
 
 def _first_logprobs(choice: dict[str, Any]) -> dict[str, float]:
-    """The first token's candidates with their log-probabilities; empty where the server sent none. Tokens of one
-    text (bytes of a longer character) keep the likeliest."""
+    """The candidates for the first token that is not white space, with their log-probabilities; empty where the server
+    sent none. Tokens of one text (bytes of a longer character) keep the likeliest."""
     try:
-        candidates = choice["logprobs"]["content"][0]["top_logprobs"]
+        content = choice["logprobs"]["content"]
+        candidates = next((e for e in content if str(e["token"]).strip()), content[0])["top_logprobs"]
         found: dict[str, float] = {}
         for entry in candidates:
             token, value = str(entry["token"]), float(entry["logprob"])

@@ -195,16 +195,24 @@ class TransformersEngine:
                 s = requests[i].sampling
                 rows.append(Row(p, requests[i].seed + j, s.temperature, s.top_p, min(s.max_tokens, room)))
                 places.append((i, j))
-        loop = Loop(rows, self._eos)
+        asked = any(requests[i].top_logprobs for i, _ in places)
+        loop = Loop(rows, self._eos, self._is_blank if asked else None)
         settings = greedy_settings(self._model, self._eos, max(r.max_tokens for r in rows))
         self._model.generate(**inputs, generation_config=settings, custom_generate=loop)
         assert loop.drawn is not None
         texts = self._processor.tokenizer.batch_decode(
             loop.drawn.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        for row, (i, j), text, ended in zip(rows, places, texts, loop.drawn.ended, strict=True):
-            top = self._top(loop.drawn.first[row.prompt], requests[i].top_logprobs) if requests[i].top_logprobs else {}
+        for r, ((i, j), text, ended) in enumerate(zip(places, texts, loop.drawn.ended, strict=True)):
+            first = loop.drawn.later.get(r, loop.drawn.first[rows[r].prompt])
+            top = self._top(first, requests[i].top_logprobs) if requests[i].top_logprobs else {}
             answers[i, j] = Answer(text, "stop" if ended else "length", top)
+
+    def _is_blank(self, token: int) -> bool:
+        if token in self._eos:
+            return False
+        text: str = self._processor.tokenizer.decode([token])
+        return not text.strip()
 
     def _top(self, logprobs: "Tensor", count: int) -> dict[str, float]:
         """The likeliest first tokens by text; tokens of one text keep the likeliest."""

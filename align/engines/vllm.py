@@ -151,12 +151,21 @@ def read_output(request: Request, output: "RequestOutput") -> Reply:
     if request.top_logprobs:
         for one in output.outputs:
             found: dict[str, float] = {}
-            for entry in (one.logprobs[0] if one.logprobs else {}).values():
+            for entry in _first(one).values():
                 token = entry.decoded_token or ""
                 if (entry.rank is None or entry.rank <= request.top_logprobs) and math.isfinite(entry.logprob):
                     found[token] = max(entry.logprob, found.get(token, entry.logprob))
             logprobs.append(found)
     return Reply(request.id, [o.text for o in output.outputs], [str(o.finish_reason) for o in output.outputs], logprobs)
+
+
+def _first(one: Any) -> dict[int, Any]:
+    """The candidates for an answer's first token that is not white space; its first where all are."""
+    steps = one.logprobs or [{}]
+    for step, token in zip(steps, one.token_ids, strict=False):
+        if token in step and (step[token].decoded_token or "").strip():
+            return dict(step)
+    return dict(steps[0])
 
 
 def _cause(error: BaseException) -> str:

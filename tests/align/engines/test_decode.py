@@ -99,6 +99,33 @@ def test_first_logprobs_are_those_of_a_plain_forward(loaded: tuple[Any, Any]) ->
     torch.testing.assert_close(drawn.first, torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-5)
 
 
+def test_later_logprobs_are_those_of_the_first_token_that_is_not_blank(loaded: tuple[Any, Any]) -> None:
+    model, processor = loaded
+    eos = model.generation_config.eos_token_id
+    inputs = batch_of(processor, ["how many?"])
+    plain = answers_of(model, inputs, [greedy(0)]).drawn
+    assert plain is not None
+    blank = plain.tokens[0][0]
+    loop = Loop([greedy(0, 1), greedy(0)], [eos], blank=lambda token: token == blank)
+    model.generate(**inputs, do_sample=False, max_new_tokens=STEPS, custom_generate=loop)
+    assert loop.drawn is not None
+    made = loop.drawn.tokens[1]
+    step = next(i for i, token in enumerate(made) if token != blank)
+    forced = torch.tensor([made[:step]])
+    with torch.no_grad():
+        longer = {
+            **inputs,
+            "input_ids": torch.cat([inputs["input_ids"], forced], -1),
+            "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(forced)], -1),
+        }
+        if "cross_attention_mask" in longer:
+            mask = longer["cross_attention_mask"]
+            longer["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, step, -1, -1)], 1)
+        logits = model(**longer).logits[0, -1]
+    assert list(loop.drawn.later) == [1]  # the other row ended on a blank
+    torch.testing.assert_close(loop.drawn.later[1], torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6), (2.0, 0.9), (1.0, 1e-9)])
 def test_draws_follow_the_distribution(temperature: float, top_p: float) -> None:
     """Over evenly spread numbers every token comes up as often as transformers' own warped softmax says."""

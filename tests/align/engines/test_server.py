@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from align.engine import EngineDied, Request, Server, VLLMServer, open_engine
-from align.engines.server import normal_url
+from align.engines.server import normal_url, read_reply
 from align.errors import UserError
 from align.records import Message, Sampling
 from align.stage import key_tree
@@ -138,6 +139,21 @@ def test_logprobs_of_the_first_token(fake: Fake) -> None:
     assert given.first_logprobs == [{"5": -0.25, "1": -2.0}]
     assert absent.first_logprobs == [{}]
     assert not absent.error
+
+
+def test_logprobs_are_those_of_the_first_token_that_is_not_white_space() -> None:
+    """Llama Guard's template ends before the newlines that its answers begin with."""
+
+    def step(token: str, other: str) -> dict[str, Any]:
+        top = [{"token": token, "logprob": -0.1}, {"token": other, "logprob": -3.0}]
+        return {"token": token, "logprob": -0.1, "top_logprobs": top}
+
+    def read(*steps: dict[str, Any]) -> list[dict[str, float]]:
+        message = {"index": 0, "message": {"content": "x"}, "logprobs": {"content": list(steps)}}
+        return read_reply(ask("x", top_logprobs=2), json.dumps({"choices": [message]})).first_logprobs
+
+    assert read(step("\n\n", "safe"), step("unsafe", "safe"), step("S1", "S2")) == [{"unsafe": -0.1, "safe": -3.0}]
+    assert read(step("\n\n", "safe")) == [{"\n\n": -0.1, "safe": -3.0}]
 
 
 def test_no_more_at_once_than_asked_for(fake: Fake) -> None:
