@@ -27,9 +27,12 @@ from align.tree.forward import Tree
 from align.tree.forward import score as score_trees
 from align.tree.layout import IGNORED
 from align.tree.layout import Path as TreePath
-from align.tree.vision import Features, Images, Vision, entrance_of, unwrapped
-from reward.trained import OWN_HEAD, head_file
+from align.tree.trl import Forest
+from align.tree.vision import Features, Images, Vision, unwrapped, why_plain
+from reward.trained import OWN_HEAD, check_code, head_file
 
+TOKENS = 1 << 13
+"""Tokens of trees in one pass: the attention mask is as large as their square."""
 JOINER = "\u2060"
 """WORD JOINER: invisible; put into text that spells a control token, so that the tokenizer reads letters there."""
 
@@ -51,8 +54,12 @@ class RewardModel(nn.Module):  # type: ignore[misc]
         self.vlm = vlm
         self.head = head
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """[rows] the rating of each right-padded sequence."""
+    def forward(self, inputs: Mapping[str, Any], vision: Vision | None = None) -> Tensor:
+        """[rows] the rating of each right-padded sequence; with `vision`, of each row of `inputs["forest"]`."""
+        if vision is not None:
+            forest: Forest = inputs["forest"]
+            ratings = self.rated(score_trees(self.vlm, forest.trees, vision, TOKENS).last_hidden)
+            return ratings[forest.rows.argsort().to(ratings.device)]
         backbone = unwrapped(self.vlm).base_model
         last = inputs["attention_mask"].sum(dim=1) - 1
         hidden = backbone(**inputs, use_cache=False).last_hidden_state
@@ -103,17 +110,37 @@ def load_head(folder: Path, size: int) -> nn.Linear:
 
 def load_rater(name: str, dtype: str = "auto", device: str = "auto", batch_size: int = 16) -> "Rater":
     """A rater from a folder or a hub id. Raises UserError."""
+    check_code(locate(name, weights=False).folder, name)  # before gigabytes are downloaded
     folder = locate(name).folder
-    head_file(folder)  # before gigabytes are loaded
+    head_file(folder)
     vlm, processor = load(name, dtype, device)
     base = unwrapped(vlm)
     head = load_head(folder, base.config.get_text_config().hidden_size).to(base.device)
     return Rater(RewardModel(vlm, head).eval(), processor, batch_size)
 
 
+def forest(rows: Sequence[tuple[str, Encoded]], vision: Vision) -> Forest:
+    """Sequences with their images' paths as one tree an image; nothing is predicted, so that all that two sequences
+    share is laid out once."""
+    members: dict[str, list[int]] = {}
+    for row, (image, _) in enumerate(rows):
+        members.setdefault(image, []).append(row)
+    trees = []
+    for image, numbers in members.items():
+        paths = []
+        for row in numbers:
+            inputs = rows[row][1].inputs
+            ids = inputs["input_ids"].long()
+            sides = {name: inputs[name].long() for name in vision.entrance.sides if name in inputs}
+            places = vision.positions((image,), inputs)
+            paths.append(TreePath(ids, torch.full_like(ids, IGNORED), places, sides))
+        trees.append(Tree.of(paths, (image,)))
+    return Forest(tuple(trees), torch.tensor([row for numbers in members.values() for row in numbers]))
+
+
 class Rater:
-    """Rates answers. Where the tree forward is proven for the family and the attention takes its mask, the answers of
-    an image share its work in one pass; else each answer is a row of a padded batch. Both give the same numbers."""
+    """Rates answers. Where the tree is exact for the model (`why_plain`), all answers about an image share its work
+    and that of what they have in common; else each answer is a row of a padded batch. Both give the same numbers."""
 
     def __init__(self, model: RewardModel, processor: Any, batch_size: int, tree: bool = True) -> None:
         base = unwrapped(model.vlm)
@@ -122,29 +149,28 @@ class Rater:
         self.encoder = Encoder(processor, family_of(base.config))
         self.pad_token_id = processor.tokenizer.pad_token_id or 0
         self.control = control_tokens(processor)
-        self.entrance = entrance_of(base.config)
-        text = base.config.get_text_config()
-        self.most = getattr(text, "max_position_embeddings", None) or 1 << 30
-        self.tree = tree and self.entrance is not None and text._attn_implementation in ("sdpa", "eager")
+        self.most = getattr(base.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self.tree = tree
 
     def rate(self, asks: Sequence[Ask]) -> list[float | str]:
-        """One rating an answer, in their order, or in its place the reason why there is none."""
+        """One rating an answer, in their order, or in its place the reason why there is none. A batch ends with an
+        image, once it has `batch_size` answers; on the plain path it has no more than these."""
         found: list[float | str] = ["not rated"] * len(asks)
         waiting: list[tuple[int, str, Encoded]] = []
         pixels: dict[str, dict[str, Tensor]] = {}
         for i in sorted(range(len(asks)), key=lambda i: (list(asks[i].images), i)):
             try:
-                text, encoded = self._encoded(asks[i])
-                image = asks[i].images[0]
+                image, encoded = self._encoded(asks[i])
                 if image not in pixels:
+                    if len(waiting) >= self.batch_size:
+                        self._flush(waiting, pixels, found)
+                        waiting, pixels = [], {}
+                    text, _ = self.encoder.sequences(self.plain(asks[i].prompt), [], image)
                     pixels[image] = self.encoder.pixels(text, image)
             except Unusable as problem:
                 found[i] = f"{problem.reason}: {problem.detail}" if problem.detail else problem.reason
                 continue
             waiting.append((i, image, encoded))
-            if len(waiting) == self.batch_size:
-                self._flush(waiting, pixels, found)
-                waiting, pixels = [], {}
         if waiting:
             self._flush(waiting, pixels, found)
         return found
@@ -154,11 +180,11 @@ class Rater:
             raise Unusable("one image is needed", f"{len(ask.images)} are given")
         if not any(message.role == "user" for message in ask.prompt):
             raise Unusable("no question")
-        prompt, completion = self.plain(ask.prompt), self.plain(ask.completion)
-        text, (encoded,) = self.encoder.sequences(prompt, [completion], ask.images[0])
+        inputs = self.encoder.whole(self.plain(ask.prompt), self.plain(ask.completion), ask.images[0])
+        encoded = Encoded(inputs, 0)
         if len(encoded) > self.most:
             raise Unusable("too long", f"{len(encoded)} tokens, the model takes {self.most}")
-        return text, encoded
+        return ask.images[0], encoded
 
     def plain(self, messages: Sequence[Message]) -> list[Message]:
         """Messages in which nothing is a control token to the tokenizer or an image to the processor."""
@@ -172,8 +198,14 @@ class Rater:
     ) -> None:
         base = unwrapped(self.model.vlm)
         half = base.dtype in (torch.float16, torch.bfloat16)
+        tree = self.tree and why_plain(base.config, max(len(encoded) for _, _, encoded in waiting)) is None
         with torch.no_grad(), torch.autocast(base.device.type, dtype=base.dtype if half else None, enabled=half):
-            ratings = (self._by_tree if self.tree else self._plain)(waiting, pixels)
+            if tree:
+                vision = Vision(self.model.vlm, lambda images: pixels[images[0]], _Kept())
+                ratings = self.model({"forest": forest([row[1:] for row in waiting], vision)}, vision)
+            else:
+                steps = range(0, len(waiting), self.batch_size)
+                ratings = torch.cat([self._plain(waiting[n : n + self.batch_size], pixels) for n in steps])
         for (i, _, _), rating in zip(waiting, ratings.tolist(), strict=True):
             found[i] = rating if math.isfinite(rating) else f"the model gave {rating}"
 
@@ -184,20 +216,9 @@ class Rater:
         ratings: Tensor = self.model({name: tensor.to(device) for name, tensor in batch.items()})
         return ratings
 
-    def _by_tree(self, waiting: list[tuple[int, str, Encoded]], pixels: dict[str, dict[str, Tensor]]) -> Tensor:
-        assert self.entrance is not None
-        paths: dict[str, list[TreePath]] = {}
-        for _, image, encoded in waiting:  # sorted by image, so the trees' paths come in the same order
-            ids = encoded.inputs["input_ids"].long()
-            sides = {n: encoded.inputs[n].long() for n in self.entrance.sides if n in encoded.inputs}
-            paths.setdefault(image, []).append(TreePath(ids, torch.full_like(ids, IGNORED), sides=sides))
-        vision = Vision(self.model.vlm, lambda images: pixels[images[0]], _Kept())
-        trees = [Tree.of(found, (image,)) for image, found in paths.items()]
-        return self.model.rated(score_trees(self.model.vlm, trees, vision).last_hidden)
-
 
 class _Kept:
-    """Features of the images of one batch."""
+    """Features of the images of one batch, where the model is."""
 
     def __init__(self) -> None:
         self._found: dict[Images, Features] = {}

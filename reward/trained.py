@@ -16,7 +16,8 @@ from pydantic import Field
 
 from align.config import Config
 from align.errors import UserError
-from align.models import check_model
+from align.families import family_of
+from align.models import check_model, is_adapter, read_json
 from align.records import Candidate
 from align.stage import RUNTIME, ModelRef
 from reward.base import Reward, Score
@@ -52,6 +53,24 @@ def head_file(folder: Path) -> tuple[Path, HeadForm]:
     raise UserError(f"{folder}: no {names}, so this is no reward model; `vlm-align train-reward` makes one")
 
 
+def check_code(folder: Path, name: str) -> None:
+    """Raises UserError for a model that is nothing without the Python code published beside it (InternLM-XComposer's
+    reward, for one): such code is never run."""
+    if is_adapter(folder) or not (folder / "config.json").is_file():
+        return
+    config = read_json(folder / "config.json")
+    try:
+        family_of(config)
+    except UserError as error:
+        if "auto_map" in config:
+            kind = config.get("model_type")
+            raise UserError(
+                f"{name}: model_type {kind!r} needs the code in its folder (auto_map in config.json), which is never "
+                "run here; a reward model of a known family with its head in safetensors can be loaded"
+            ) from None
+        raise UserError(f"{name}: {error}") from None
+
+
 class Trained(Config):
     """A trained reward model."""
 
@@ -64,6 +83,7 @@ class Trained(Config):
     def check(self) -> None:
         """The folder, where it is one, holds a model and a head."""
         if Path(self.model).is_dir():
+            check_code(Path(self.model), self.model)
             check_model(self.model)
             head_file(Path(self.model))
 
