@@ -18,7 +18,7 @@ from pydantic import Field
 from align.config import Config
 from align.errors import UserError
 from align.families import PARTS, Family, Part, Parts, family_of, parts_of
-from align.models import base_of, is_adapter, is_hub_id, load, locate, read_json, save_processor
+from align.models import base_of, is_adapter, is_hub_id, load, locate, read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -236,9 +236,9 @@ def trainable(
     return attach(model, preset or Preset(), seed), processor
 
 
-def merge(model: "PeftModel") -> "PreTrainedModel":
+def merge(model: "PeftModel", rounded: bool = True) -> "PreTrainedModel":
     """Add the adapter into the weights it adapts (the model is consumed). The sum is taken in float32 and rounded
-    once to the base's dtype; every other weight stays as it is, to the bit."""
+    once to the base's dtype, or left in float32; every other weight stays as it is, to the bit."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     dtype = model.get_base_model().dtype
@@ -246,26 +246,9 @@ def merge(model: "PeftModel") -> "PreTrainedModel":
         if isinstance(module, BaseTunerLayer):
             module.get_base_layer().float()
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
-    for parameter in merged.parameters():
+    for parameter in merged.parameters() if rounded else ():
         parameter.data = parameter.data.to(dtype)
     return merged
-
-
-def save_merged(folder: str, out: Path) -> None:
-    """Merge an adapter folder into its base and write a whole model folder with its processor, in the dtype in which
-    the base is stored. Raises UserError where `folder` holds no adapter."""
-    import torch
-
-    located = locate(folder)
-    if not is_adapter(located.folder):
-        raise UserError(f"{folder}: no adapter_config.json, so there is no adapter to merge")
-    stored = read_json(locate(base_of(located.folder)).folder / "config.json")
-    dtype = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise UserError(f"{folder}: its base is stored as {dtype!r}, which cannot be merged into")
-    model, processor = load(folder, dtype, "cpu")
-    merge(model).save_pretrained(out)
-    save_processor(processor, out)
 
 
 def trainable_report(model: "PeftModel") -> dict[str, Any]:

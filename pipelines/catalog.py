@@ -19,6 +19,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "reject": ("align.reject:Reject", "rejection sampling: the best answers, and preference pairs"),
     "sft": ("align.sft:SFT", "supervised fine-tuning of the vision adapter"),
     "dpo": ("align.dpo:DPO", "direct preference optimization of the vision adapter"),
+    "merge": ("align.export:Merge", "merge an adapter, or the average of several, into a plain model"),
     "evaluate": ("align.evaluate:Evaluate", "accuracy on held-out images, base against trained"),
     "draw-charts": ("pipelines.demo.stages:DrawCharts", "demo: draw charts with known ground truth"),
     "build-models": ("pipelines.demo.stages:BuildModels", "demo: build the small teacher and the small Mllama student"),

@@ -14,6 +14,7 @@ import click
 
 from align.errors import UserError
 from pipelines.catalog import STAGES
+from pipelines.commands_merge import with_folders
 from pipelines.commands_reward import serve_reward, with_files
 
 _RUNS = click.option(
@@ -186,6 +187,8 @@ def _stage_command(kind: str) -> click.Command:
 
         run(single(kind, words), Runs(root), Say())
 
+    if kind == "merge":
+        return with_folders(command)
     return with_files(command) if kind == "score" else command
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
 
 from align.adapter import (
     Preset,
@@ -18,7 +17,6 @@ from align.adapter import (
     preset_of,
     resolve,
     resume,
-    save_merged,
     trainable,
     trainable_report,
     verify,
@@ -291,36 +289,6 @@ class TestFolders:
         assert trainable_report(continued)["modules"] == ["model.multi_modal_projector.linear_1"]
         with pytest.raises(UserError, match="no preset makes such an adapter"):
             trainable(str(tmp_path / "a"), Preset(rank=2), "auto", "cpu", 0)
-
-    @pytest.mark.parametrize("build", [tiny_mllama, tiny_idefics3, tiny_llava])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_merged_folder_is_a_whole_model(self, build: Any, dtype: torch.dtype, tmp_path: Path) -> None:
-        base = build(tmp_path / "base")
-        if dtype != torch.float32:
-            load(str(base))[0].to(dtype).save_pretrained(base)
-        model, _ = trainable(str(base), Preset(tower="lora", connector="full"), "auto", "cpu", seed=0)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.add_(
-                        torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))), alpha=0.05
-                    )
-        model.save_pretrained(tmp_path / "a")
-        save_merged(str(tmp_path / "a"), tmp_path / "merged")
-        merged, processor = load(str(tmp_path / "merged"), dtype=str(dtype).removeprefix("torch."))
-        assert not isinstance(merged, PeftModel)
-        assert isinstance(merged, PreTrainedModel)
-        assert merged.dtype == dtype
-        ids = processor.tokenizer("a text without an image", return_tensors="pt")
-        original, _ = load(str(base), dtype=str(dtype).removeprefix("torch."))
-        assert torch.equal(logits(merged, dict(ids)), logits(original, dict(ids)))
-        parts, plain = parts_of(merged.config), dict(original.named_parameters())
-        moved = {parts.of(n) for n, p in merged.named_parameters() if not torch.equal(p, plain[n])}
-        assert moved == set(parts.names) - {"language"}
-
-    def test_only_an_adapter_is_merged(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="no adapter to merge"):
-            save_merged(str(tiny_llava(tmp_path / "base")), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
