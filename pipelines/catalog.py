@@ -17,6 +17,8 @@ STAGES: dict[str, tuple[str, str]] = {
     "score": ("reward.score:ScoreStage", "score the candidates with a reward"),
     "train-reward": ("reward.train:TrainReward", "train a reward model from preferences or scored candidates"),
     "reject": ("align.reject:Reject", "rejection sampling: the best answers, and preference pairs"),
+    "mix": ("align.mix:Mix", "one training set from several, by weights"),
+    "mix-pairs": ("align.mix:MixPairs", "one set of preference pairs from several, by weights"),
     "sft": ("align.sft:SFT", "supervised fine-tuning of the vision adapter"),
     "dpo": ("align.dpo:DPO", "direct preference optimization of the vision adapter"),
     "merge": ("align.export:Merge", "merge an adapter, or the average of several, into a plain model"),
