@@ -1,9 +1,12 @@
-"""One reward from several: a weighted sum or the minimum of them, behind gates.
+"""One reward from several: a weighted mean or the minimum of them, behind gates.
 
-In: candidates. Out: a score in the range of the combined ones, each reward's value and parts under its name in `parts`.
+In: candidates. Out: a score in 0..1, each reward's value and parts under its name in `parts`. The values of every kind
+lie in 0..1 by its own definition and are added as they are: a scale taken from the rows at hand would make a score
+depend on its neighbours.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +15,7 @@ from pydantic import Field, model_validator
 from align.config import Config
 from align.errors import did_you_mean
 from align.records import Candidate
-from reward.base import Reward, Score
+from reward.base import Reward, Score, by_question, score_among
 
 if TYPE_CHECKING:
     from reward.load import RewardConfig
@@ -48,10 +51,10 @@ class Combine(Config):
             config.check()
 
     @contextmanager
-    def opened(self) -> Iterator[Reward]:
+    def opened(self, seed: int = 0) -> Iterator[Reward]:
         """Bring all of them up, and down again."""
         with ExitStack() as stack:
-            yield Combined(self, {n: stack.enter_context(c.opened()) for n, c in self.rewards.items()})
+            yield Combined(self, {n: stack.enter_context(c.opened(seed)) for n, c in self.rewards.items()})
 
 
 class Combined:
@@ -63,12 +66,17 @@ class Combined:
 
     def score(self, rows: Sequence[Candidate]) -> list[Score]:
         """One score a row: gates first, the others on what passed; None where a reward that was asked gave None."""
+        return self.score_among(rows, by_question(rows))
+
+    def score_among(self, rows: Sequence[Candidate], questions: Mapping[str, Sequence[Candidate]]) -> list[Score]:
+        """The same, with all candidates of each question for a reward that compares them, passed by a gate or not."""
         found: list[dict[str, Score]] = [{} for _ in rows]
         gated = [n for n in self.rewards if n in self.config.gates]
         for name in gated + [n for n in self.rewards if n not in gated]:
             ask = [i for i, scores in enumerate(found) if name in gated or not self._stopped(scores)]
-            for i, score in zip(ask, self.rewards[name].score([rows[i] for i in ask]) if ask else [], strict=True):
-                found[i][name] = score
+            scores = score_among(self.rewards[name], [rows[i] for i in ask], questions) if ask else []
+            for i, score in zip(ask, scores, strict=True):
+                found[i][name] = finite(score)
         return [self._combined(scores) for scores in found]
 
     def _stopped(self, scores: dict[str, Score]) -> bool:
@@ -92,3 +100,10 @@ class Combined:
             return Score(min(value for _, value in weighted.values()), parts)
         total = sum(weight for weight, _ in weighted.values())
         return Score(sum(weight * value for weight, value in weighted.values()) / total, parts)
+
+
+def finite(score: Score) -> Score:
+    """A value that is no number is none: compared with a gate it would pass."""
+    if score.value is None or math.isfinite(score.value):
+        return score
+    return Score(None, score.parts, score.reason or f"the score is {score.value}")

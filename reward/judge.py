@@ -1,101 +1,112 @@
-"""A reward that asks a vision-language model how good an answer is.
+"""A reward that asks a vision-language model how good an answer is, or which of two is better.
 
-In: candidates and a rubric (a Jinja file with the variables question, answer and reference, which asks for a rating
-from 1 to 5). Out: the expected rating by the probabilities of the rating tokens (G-Eval, Liu et al., arXiv 2303.16634),
-moved to 0..1; where the engine gives none, the rating that the judge wrote. `parts` says which it was.
+In: candidates and a rubric (a Jinja file). Out, as `rating`: the expected rating by the probabilities of the rating
+tokens (G-Eval, Liu et al., arXiv 2303.16634), moved to 0..1; where the engine gives none, the rating that the judge
+wrote. As `pairwise`: how often the candidate beats others of its question, see `reward/pairwise.py`.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config import Config, shipped
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
-from align.records import Candidate, Message, Sampling, row_seed, text_of
+from align.records import Candidate, Message, Sampling, row_seed
 from align.stage import FileRef
 from align.templates import check_shows, render
+from reward.asking import EMPTY, TOP_LOGPROBS, ask, is_empty, mass, shown
 from reward.base import Reward, Score
 
-RATINGS = ("1", "2", "3", "4", "5")
-TOP_LOGPROBS = 20  # the most that OpenAI's API gives
-_ENOUGH = 0.5  # of the probability must lie on ratings for the first token to be one
+RATINGS = {str(rating): rating for rating in range(1, 6)}
+RUBRICS = {"rating": "configs/prompts/judge/rubric.jinja", "pairwise": "configs/prompts/judge/pairwise.jinja"}
 _OUT_OF = re.compile(r"(?:/|\bout of|\bof)\s*5\b", re.IGNORECASE)
 _DIGIT = re.compile(r"(?<![\d.,-])[1-5](?![\d%]|[.,]\d)")
 
 
 class Judge(Config):
-    """A model as judge; higher ratings are better answers."""
+    """A model as judge; higher values are better answers."""
 
     reward: Literal["judge"]
     engine: EngineConfig
-    rubric: FileRef = "configs/prompts/judge/rubric.jinja"
+    mode: Literal["rating", "pairwise"] = "rating"
+    rubric: FileRef = RUBRICS["rating"]  # of the mode's own if not given
     system: str = ""
-    max_tokens: int = Field(8, ge=1)  # room for a rating with a word before it, where there are no probabilities
+    max_tokens: int = Field(8, ge=1)  # room for a verdict with a word before it, where there are no probabilities
     samples: int = Field(1, ge=1)  # answers to average; the probabilities of the first token need only one
     temperature: float = Field(0.0, ge=0.0)
+    opponents: int = Field(8, ge=2, multiple_of=2)  # pairwise: others of its question that each candidate meets
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rubric_of_the_mode(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "rubric" not in data and data.get("mode") == "pairwise":
+            return {**data, "rubric": RUBRICS["pairwise"]}
+        return data
 
     def check(self) -> None:
-        """The rubric is there, is a template, shows the answer and knows its variables; the engine lacks nothing."""
-        check_shows(self.rubric, "answer", question="q", reference="r")
+        """The rubric is there, is a template, shows the answers and knows its variables; the engine lacks nothing."""
+        names = ("answer",) if self.mode == "rating" else ("first", "second")
+        for name in names:
+            others = {other: "a" for other in names if other != name}
+            check_shows(self.rubric, name, question="q", reference="r", **others)
         check_engine(self.engine)
 
     @contextmanager
-    def opened(self) -> Iterator[Reward]:
+    def opened(self, seed: int = 0) -> Iterator[Reward]:
         """Bring the judge's engine up, and down again."""
         with open_engine(self.engine) as engine:
-            yield Judging(self, engine)
+            if self.mode == "pairwise":
+                from reward.pairwise import Comparing
 
+                yield Comparing(self, engine, seed)
+            else:
+                yield Judging(self, engine, seed)
 
-class Judging:
-    """A judge whose engine is up."""
-
-    def __init__(self, config: Judge, engine: Engine) -> None:
-        self.config = config
-        self.engine = engine
-
-    def score(self, rows: Sequence[Candidate]) -> list[Score]:
-        """One score a row; None where the request failed or the judge gave no rating."""
-        requests = {row.id: self._request(row) for row in rows}
-        replies = {reply.id: reply for reply in self.engine.generate(list(requests.values()))}
-        refused = [i for i, reply in replies.items() if "logprob" in reply.error.lower()]
-        if refused:  # a server without log-probabilities: the written rating will do
-            again = self.engine.generate([replace(requests[i], top_logprobs=0) for i in refused])
-            replies.update({reply.id: reply for reply in again})
-        return [score_of(replies.get(row.id)) for row in rows]
-
-    def _request(self, row: Candidate) -> Request:
-        config = self.config
-        text = render(
-            shipped(config.rubric),
-            question=text_of(row.prompt),
-            answer=text_of(row.completion),
-            reference=row.reference,
-        )
-        system = [Message(role="system", content=config.system)] if config.system else []
+    def request(self, text: str, images: list[str], seed: int) -> Request:
+        """The judge is asked this."""
+        system = [Message(role="system", content=self.system)] if self.system else []
         return Request(
-            id=row.id,
+            id="",
             messages=[*system, Message(role="user", content=text)],
-            images=row.images,
-            n=config.samples,
-            sampling=Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
-            seed=row_seed(0, row.id, "judge"),
+            images=images,
+            n=self.samples,
+            sampling=Sampling(temperature=self.temperature, max_tokens=self.max_tokens),
+            seed=seed,
             top_logprobs=TOP_LOGPROBS,
         )
 
 
-def score_of(reply: Reply | None) -> Score:
+class Judging:
+    """A judge that rates, whose engine is up."""
+
+    def __init__(self, config: Judge, engine: Engine, seed: int = 0) -> None:
+        self.config = config
+        self.engine = engine
+        self.seed = seed
+
+    def score(self, rows: Sequence[Candidate]) -> list[Score]:
+        """One score a row; None where there is no answer, the request failed or the judge gave no rating."""
+        rubric = shipped(self.config.rubric)
+        requests = {
+            i: self.config.request(render(rubric, **shown(row)), row.images, row_seed(self.seed, row.id, "judge"))
+            for i, row in enumerate(rows)
+            if not is_empty(row)
+        }
+        replies = ask(self.engine, requests)
+        return [score_of(replies[i]) if i in replies else Score(None, reason=EMPTY) for i in range(len(rows))]
+
+
+def score_of(reply: Reply) -> Score:
     """The mean over a reply's answers of (rating - 1) / 4; None where there is no answer or none has a rating.
 
     Parts: `rating` (1..5, expected), `by_probability` (the share of the answers whose rating came from probabilities
     rather than from the written digit).
     """
-    if reply is None or reply.error:
-        return Score(None, reason=f"the judge did not answer: {reply.error if reply else 'no reply'}")
+    if reply.error:
+        return Score(None, reason=f"the judge did not answer: {reply.error}")
     ratings, expected = [], 0
     for i, text in enumerate(reply.texts):
         rating = expected_rating(reply.first_logprobs[i]) if i < len(reply.first_logprobs) else None
@@ -114,14 +125,8 @@ def score_of(reply: Reply | None) -> Score:
 def expected_rating(logprobs: Mapping[str, float]) -> float | None:
     """The mean rating under the probabilities (from natural logs) of the tokens that are a rating, white space around
     it allowed; None where these hold less than half of the probability, so that the token is no rating at all."""
-    mass = dict.fromkeys(RATINGS, 0.0)
-    for token, logprob in logprobs.items():
-        if token.strip() in mass and not math.isnan(logprob):
-            mass[token.strip()] += math.exp(min(logprob, 0.0))
-    total = sum(mass.values())
-    if total < _ENOUGH:
-        return None
-    return sum(int(rating) * p for rating, p in mass.items()) / total
+    shares = mass(logprobs, RATINGS)
+    return None if shares is None else sum(rating * share for rating, share in shares.items())
 
 
 def written_rating(text: str) -> float | None:

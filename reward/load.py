@@ -38,6 +38,13 @@ def read_reward(source: str | Path | Mapping[str, Any]) -> Kind:
     return build(KINDS[kind], data, origin)
 
 
+def is_relative(kind: Kind) -> bool:
+    """Whether a score depends on the other candidates of its question."""
+    if isinstance(kind, Combine):
+        return any(is_relative(part) for part in kind.rewards.values())
+    return isinstance(kind, Judge) and kind.mode == "pairwise"
+
+
 _reading: ContextVar[tuple[Path, ...]] = ContextVar("_reading", default=())
 
 
@@ -63,12 +70,13 @@ Combine.model_rebuild(_types_namespace={"RewardConfig": RewardConfig})
 
 
 @contextmanager
-def load_reward(source: str | Path | Mapping[str, Any]) -> Iterator[Reward]:
+def load_reward(source: str | Path | Mapping[str, Any], seed: int = 0) -> Iterator[Reward]:
     """Open a reward for use: `with load_reward("rules.yaml") as reward: reward.score(rows)`.
 
-    Engines come up on entry and go down on exit. Raises UserError for what the user got wrong.
+    Engines come up on entry and go down on exit; what they draw follows `seed`. Raises UserError for what the user got
+    wrong.
     """
     config = read_reward(source)
     config.check()
-    with config.opened() as reward:
+    with config.opened(seed) as reward:
         yield reward

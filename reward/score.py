@@ -14,8 +14,8 @@ from pydantic import Field
 from align.artifact import Batch, Out, count_rows, rows
 from align.records import Candidate, Scored, dropped
 from align.stage import RUNTIME, Metrics, PortType, Ref, Stage
-from reward.base import Reward, Score
-from reward.load import RewardConfig
+from reward.base import Reward, Score, by_question, score_among
+from reward.load import RewardConfig, is_relative
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 BINS = 20
@@ -38,12 +38,15 @@ class ScoreStage(Stage):
     def run(self, out: Out) -> Metrics:
         """Score shard by shard. The reward is opened at the first shard that is not there yet."""
         opened: list[Reward] = []
+        questions: dict[str, list[Candidate]] = {}
         with ExitStack() as stack:
 
             def work(chunk: list[Candidate]) -> Batch[Scored]:
                 if not opened:
-                    opened.append(stack.enter_context(self.reward.opened()))
-                return scored(chunk, opened[0].score(chunk))
+                    opened.append(stack.enter_context(self.reward.opened(self.seed)))
+                    if is_relative(self.reward):
+                        questions.update(by_question(rows(self.input, Candidate)))
+                return scored(chunk, score_among(opened[0], chunk, questions or by_question(chunk)))
 
             out.map_rows(
                 rows(self.input, Candidate),

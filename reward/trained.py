@@ -88,7 +88,7 @@ class Trained(Config):
             head_file(Path(self.model))
 
     @contextmanager
-    def opened(self) -> Iterator[Reward]:
+    def opened(self, seed: int = 0) -> Iterator[Reward]:
         """Load the model."""
         from reward.model import load_rater
 

@@ -85,7 +85,7 @@ def test_a_shut_gate_is_zero_and_spares_the_others() -> None:
     [
         (combine(gates={"rihgt": 0.5}), "gates names 'rihgt', which is no reward here; did you mean 'right'"),
         (combine(weights={"right": 0, "distinct": 0}), "every weight is 0"),
-        (combine(weights={"right": -1}), "weights.right: .*greater than or equal to 0"),
+        (combine(weights={"right": -1}), "weights.right: .*0"),
         ({"reward": "combine", "rewards": {}}, "rewards: .*at least 1"),
         ({"reward": "combine", "rewards": {"a": {**SHORT, "rule": 1}}}, "rewards.a.rule: unknown key"),
     ],

@@ -52,7 +52,6 @@ def test_scores_of_replies() -> None:
     assert (written.value, written.parts) == (0.5, {"rating": 3.0, "by_probability": 0.0})
     assert score_of(Reply("a", ["none"], ["stop"], [{}])).value is None
     assert score_of(Reply("a", error="408: slow")).reason == "the judge did not answer: 408: slow"
-    assert score_of(None).value is None
 
 
 def judge(base_url: str, **more: Any) -> dict[str, Any]:
