@@ -28,6 +28,7 @@ _CONTROL = re.compile(
     r"|image_soft_token|audio_soft_token|start_of_turn|end_of_turn|start_of_image|end_of_image|end_of_utterance"
     r"|fake_token_around_image|global-img|row_\d+_col_\d+|image_\d+|image_pad|video_pad|image_placeholder"
     r"|loc\d{4}|seg\d{3}|unused\d+|extra_id_\d+|box|ref|quad|patch)>"
+    r"|<(?:BEGIN|END) [A-Z ]{3,40}>"  # around a conversation in Llama Guard's template
     r"|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|IMG|IMG_BREAK|IMG_END)\]"
 )
 

@@ -18,7 +18,7 @@ class Score:
     """The worth of one candidate: higher is better, 0..1 for every kind of reward here.
 
     `value` is None where the row could not be scored, never 0, and `reason` says why. `parts` is what the value was
-    made of.
+    made of; a part with ": " in its name is about this row alone, and enters no mean over rows.
     """
 
     value: float | None

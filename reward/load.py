@@ -15,13 +15,22 @@ from pydantic import BeforeValidator, Field
 from align.config import Source, build, read_yaml, shipped
 from align.errors import UserError, did_you_mean
 from reward.base import Reward
+from reward.claims import Claims
 from reward.combine import Combine
+from reward.guard import Guard
 from reward.judge import Judge
 from reward.rules import Rules
 from reward.trained import Trained
 
-Kind = Rules | Judge | Trained | Combine
-KINDS: dict[str, type[Kind]] = {"rules": Rules, "judge": Judge, "trained": Trained, "combine": Combine}
+Kind = Rules | Judge | Claims | Trained | Guard | Combine
+KINDS: dict[str, type[Kind]] = {
+    "rules": Rules,
+    "judge": Judge,
+    "claims": Claims,
+    "trained": Trained,
+    "guard": Guard,
+    "combine": Combine,
+}
 
 
 def read_reward(source: str | Path | Mapping[str, Any]) -> Kind:

@@ -18,6 +18,7 @@ from align.config import Config
 from align.metrics import METRICS, final_answer, normalise, option_letter, reference_answer
 from align.records import Candidate, text_of
 from reward.base import Reward, Score
+from reward.language import OTHER, Language, language_of
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -32,7 +33,7 @@ class Match(Config):
     rule: Literal["exact", "relaxed", "anls"]
     weight: Weight = 1.0
 
-    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
         right = _needed(reference)
         return 0.0 if answer is None else METRICS[self.rule](answer, right)
 
@@ -43,7 +44,7 @@ class Option(Config):
     rule: Literal["option"]
     weight: Weight = 1.0
 
-    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
         right = option_letter(_needed(reference))
         if right is None:
             raise Unscorable("the reference names no option letter")
@@ -58,7 +59,7 @@ class JsonFields(Config):
     fields: list[str] | None = None  # those that count; all of the reference's if not given
     metric: Literal["exact", "relaxed", "anls"] = "exact"
 
-    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
         right = _json_object(_needed(reference))
         if right is None:
             raise Unscorable("the reference is no JSON object")
@@ -90,7 +91,7 @@ class Format(Config):
             raise ValueError(f"not a regular expression: {error}") from None
         return pattern
 
-    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
         return float(re.fullmatch(self.pattern, text.strip()) is not None)
 
 
@@ -108,7 +109,7 @@ class Length(Config):
             raise ValueError(f"max ({self.max}) is less than min ({self.min})")
         return self
 
-    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
         size = len(text.strip())
         return float(size >= self.min and (self.max is None or size <= self.max))
 
@@ -121,13 +122,27 @@ class Repetition(Config):
     ngram: int = Field(3, ge=1)
     weight: Weight = 1.0
 
-    def value(self, text: str, answer: str | None, reference: str | None) -> float:
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
         words = normalise(text).split()
         grams = [tuple(words[i : i + self.ngram]) for i in range(len(words) - self.ngram + 1)]
         return len(set(grams)) / len(grams) if grams else 1.0
 
 
-Rule = Annotated[Match | Option | JsonFields | Format | Length | Repetition, Field(discriminator="rule")]
+class InLanguage(Config):
+    """1 where the whole text is in the language, else 0. A text that does not say which (a number, a name, a word or
+    two) is in no wrong language: 1; so is every text where the question's language counts and cannot be told."""
+
+    rule: Literal["language"]
+    language: Language | Literal["question"] = "question"  # a code, or that of the question
+    weight: Weight = 1.0
+
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
+        wanted = language_of(question) if self.language == "question" else self.language
+        found = language_of(text)
+        return float(wanted in (None, OTHER) or found in (None, wanted))
+
+
+Rule = Annotated[Match | Option | JsonFields | Format | Length | Repetition | InLanguage, Field(discriminator="rule")]
 
 
 class Rules(Config):
@@ -157,7 +172,7 @@ class Rules(Config):
         reasons = []
         for name, rule in zip(self._names(), self.rules, strict=True):
             try:
-                parts[name] = rule.value(text, answer, reference)
+                parts[name] = rule.value(text, answer, reference, text_of(row.prompt))
             except Unscorable as error:
                 parts[name] = None
                 reasons.append(f"{name}: {error}")

@@ -86,7 +86,7 @@ def summary(out: Out) -> Metrics:
         groups["samplers"].setdefault(row.sampler, []).append(row.score)
         groups["kinds"].setdefault(row.kind, []).append(row.score)
         for name, part in row.parts.items():
-            if part is not None:
+            if part is not None and ": " not in name:
                 sums[name] += part
                 sizes[name] += 1
     metrics: Metrics = {"unscored": out.reasons["unscored"], "mean": None}

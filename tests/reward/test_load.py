@@ -19,7 +19,7 @@ class Holder(Config):
 
 
 def test_all_shipped_rewards_are_valid_and_say_their_command() -> None:
-    assert {"judge.yaml", "rules.yaml", "rules_and_judge.yaml"} <= {p.name for p in SHIPPED}
+    assert {"judge.yaml", "rules.yaml", "rules_and_judge.yaml", "claims.yaml", "guard.yaml", "guarded.yaml"} <= {p.name for p in SHIPPED}
     for path in SHIPPED:
         read_reward(path).check()
         assert path.read_text().startswith("# vlm-align ")
@@ -48,7 +48,7 @@ def test_a_file_and_its_content_are_one_config(tmp_path: Path) -> None:
             ":4: rules[1].weigth: unknown key; did you mean 'weight'?",
         ),
         ("reward: ruels\n", ":1: reward: 'ruels' is no reward; did you mean 'rules'?"),
-        ("rules: []\n", ": reward: this key is required; known: rules, judge, trained, combine"),
+        ("rules: []\n", ": reward: this key is required; known: rules, judge, claims, trained, guard, combine"),
         ("- rules\n", ": a mapping of keys to values is expected, not list"),
         ("reward: [\n", "not valid YAML"),
         ("reward: combine\nrewards:\n  a: missing.yaml\n", ":3: rewards.a: no such file: missing.yaml"),
