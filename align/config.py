@@ -7,6 +7,7 @@ with the file, the line number, the key, what is wrong and the nearest valid nam
 import re
 import typing
 from collections.abc import Hashable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.errors import UserError, did_you_mean
+
+if typing.TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]
 MOST_LEVELS = 32
@@ -32,9 +36,16 @@ class Source:
     def __init__(self, name: str, lines: Mapping[KeyPath, int] | None = None) -> None:
         self.name = name
         self._lines = lines or {}
+        self._words: list[KeyPath] = []
+
+    def overridden(self, path: KeyPath) -> None:
+        """What stands at `path` was given on the command line and has no line in the file."""
+        self._words.append(path)
 
     def at(self, path: KeyPath) -> str:
         """`file:line: a.b.c`, the line of the nearest key above where the key itself is missing."""
+        if any(path[: len(word)] == word for word in self._words):
+            return f"command line: {dotted(path)}"
         line = next((self._lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._lines), None)
         place = f"{self.name}:{line}" if line else self.name
         return f"{place}: {dotted(path)}" if path else place
@@ -103,31 +114,54 @@ def _lines_of(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], 
             _lines_of(value, (*path, i), lines, problems, name)
 
 
+_KEY = re.compile(r"[^.\[\]=]+(\[\d+\])*")
+
+
 def parse_overrides(words: Iterable[str]) -> dict[KeyPath, Any]:
-    """`a.b=1` words as {('a', 'b'): 1}; values are YAML. Raises UserError for a word without `=`."""
+    """`a.b[0].c=1` words as {('a', 'b', 0, 'c'): 1}; values are YAML. Raises UserError for any other word."""
     found: dict[KeyPath, Any] = {}
     for word in words:
         key, eq, value = word.partition("=")
-        if not eq or not key:
-            raise UserError(f"{word!r}: expected key=value")
+        parts = key.split(".")
+        if not eq or not all(_KEY.fullmatch(part) for part in parts):
+            raise UserError(f"{word!r}: expected key=value{', without spaces around `=`' if key == '' else ''}")
+        path = tuple(int(p) if p.isdigit() else p for part in parts for p in re.split(r"[\[\]]+", part) if p)
         try:
-            found[tuple(key.split("."))] = yaml.safe_load(value) if value else ""
+            found[path] = yaml.safe_load(value) if value else ""
         except yaml.YAMLError:
-            found[tuple(key.split("."))] = value
+            found[path] = value
     return found
 
 
 def set_at(tree: dict[str, Any], path: KeyPath, value: Any) -> None:
     """Set one key deep in a tree, making the mappings on the way. Raises UserError where a value is in the way."""
-    for i, part in enumerate(path[:-1]):
-        below = tree.setdefault(str(part), {})
-        if not isinstance(below, dict):
-            raise UserError(f"{dotted(path)}: {dotted(path[: i + 1])} is {below!r}, which has no keys")
-        tree = below
-    tree[str(path[-1])] = value
+    inside: Any = tree
+    for i, part in enumerate(path):
+        last = i == len(path) - 1
+        if isinstance(part, int):
+            if not isinstance(inside, list) or part >= len(inside):
+                has = f"has {len(inside)} items" if isinstance(inside, list) else "is no list"
+                raise UserError(f"{dotted(path)}: {dotted(path[:i])} {has}")
+        elif isinstance(inside, list):
+            raise UserError(f"{dotted(path)}: {dotted(path[:i])} is a list: say which item, {dotted(path[:i])}[0]")
+        elif not isinstance(inside, dict):
+            raise UserError(f"{dotted(path)}: {dotted(path[:i])} is {inside!r}, which has no keys")
+        elif not last:
+            inside.setdefault(part, {})
+        if last:
+            inside[part] = value
+        else:
+            inside = inside[part]
 
 
 _PARAM = re.compile(r"\$\{(\w+)\}")
+
+
+def parameters_in(value: Any) -> set[str]:
+    """The names of all `${name}` in a tree of values."""
+    if isinstance(value, dict | list):
+        return {n for v in (value.values() if isinstance(value, dict) else value) for n in parameters_in(v)}
+    return set(_PARAM.findall(value)) if isinstance(value, str) else set()
 
 
 def interpolate(value: Any, params: Mapping[str, Any], source: Source, path: KeyPath = ()) -> Any:
@@ -142,8 +176,6 @@ def interpolate(value: Any, params: Mapping[str, Any], source: Source, path: Key
     def known(match: re.Match[str]) -> Any:
         if match[1] not in params:
             raise UserError(f"{source.at(path)}: no parameter {match[1]!r}{did_you_mean(match[1], params)}")
-        if params[match[1]] is None:
-            raise UserError(f"{source.at(path)}: {match[1]!r} has no value: give {match[1]}=...")
         return params[match[1]]
 
     whole = _PARAM.fullmatch(value)
@@ -158,28 +190,86 @@ def build(model: type[M], data: Any, source: Source, path: KeyPath = ()) -> M:
         raise UserError("\n".join(problems_of(error, model, data, source, path))) from None
 
 
+_WANTED = {
+    "int": "a whole number", "float": "a number", "finite": "a finite number", "bool": "true or false",
+    "string": "text", "list": "a list", "tuple": "a list", "dict": "a mapping of keys to values",
+    "model": "a mapping of keys to values", "mapping": "a mapping of keys to values",
+}  # fmt: skip
+"""What was expected, by the first word of pydantic's name of a problem."""
+_BOUNDS = {
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "string_too_short": "text of at least {min_length} letters",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "literal_error": "{expected}",
+}
+
+
 def problems_of(
     error: ValidationError, model: type[BaseModel], data: Any, source: Source, path: KeyPath = ()
 ) -> list[str]:
-    """One line for every problem that pydantic found in `data`."""
-    lines = []
+    """One line for every key that pydantic found something wrong with."""
+    wanted: dict[KeyPath, dict[str, None]] = {}  # several where a key takes several types
+    given: dict[KeyPath, Any] = {}
+    said: dict[KeyPath, str] = {}
+    unknown: dict[KeyPath, str] = {}
     for problem in error.errors(include_url=False):
-        keys = _keys_of(problem["loc"], data)
-        where = source.at((*path, *keys))
-        kind = problem["type"]
+        keys, kind, context = _keys_of(problem["loc"], data), problem["type"], problem.get("ctx", {})
         if kind == "extra_forbidden":
-            name = str(keys[-1]) if keys else ""
-            lines.append(f"{where}: unknown key{did_you_mean(name, _names_at(model, keys[:-1]))}")
+            names = {name for m in _models_at(model, keys[:-1], data) for name in m.model_fields}
+            unknown[keys] = did_you_mean(str(keys[-1]), names)
         elif kind == "missing":
-            name = str(problem["loc"][-1])
-            lines.append(f"{source.at((*path, *keys, name))}: this key is required")
+            said[(*keys, problem["loc"][-1])] = "this key is required"
+        elif kind == "union_tag_not_found" and isinstance(problem["input"], dict):
+            name = _unquoted(context["discriminator"])
+            fields = [m.model_fields[name] for m in _models_at(model, keys, data) if name in m.model_fields]
+            words = [word for f in fields for word in typing.get_args(f.annotation)]
+            said[(*keys, name)] = f"this key is required; known: {', '.join(words)}"
+        elif kind == "union_tag_invalid":
+            known = [_unquoted(tag) for tag in context["expected_tags"].split(", ")]
+            name = _unquoted(context["discriminator"])
+            said[(*keys, name)] = f"{context['tag']!r} is not known here{did_you_mean(context['tag'], known)}"
+        elif expected := _expected(problem):
+            wanted.setdefault(keys, {})[expected] = None
+            given[keys] = problem["input"]
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            text = text[0].lower() + text[1:] if not text.startswith(("URL", "JSON")) else text
-            given = problem["input"]
-            shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) else ""
-            lines.append(f"{where}: {text}{shown if kind != 'value_error' else ''}")
-    return list(dict.fromkeys(lines))
+            said[keys] = text[0].lower() + text[1:] if not text.startswith(("URL", "JSON")) else text
+    for keys, hint in unknown.items():
+        said[keys] = f"unknown key{hint}"
+        said = {k: t for k, t in said.items() if k[:-1] != keys[:-1] or hint != f"; did you mean {str(k[-1])!r}?"}
+    for keys, several in wanted.items():
+        words = " or ".join(several)
+        near = get_close_matches(str(given[keys]), re.findall(r"'([^']*)'", words), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        said.setdefault(keys, f"{words} is expected, not {_shown(given[keys])}{hint}")
+    return [f"{source.at((*path, *keys))}: {text}" for keys, text in said.items()]
+
+
+def _expected(problem: "ErrorDetails") -> str:
+    """What pydantic wanted to stand there, empty where its own message has to do."""
+    kind = problem["type"]
+    if kind in _BOUNDS:
+        return _BOUNDS[kind].format(**problem["ctx"])
+    return "a mapping of keys to values" if kind == "union_tag_not_found" else _WANTED.get(kind.split("_")[0], "")
+
+
+def _unquoted(name: str) -> str:
+    return name.strip("'")
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as it is named in a message."""
+    if value is None:
+        return "an empty value"
+    if isinstance(value, dict | list | tuple):
+        return "a mapping" if isinstance(value, dict) else f"a list of {len(value)}"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _keys_of(loc: tuple[int | str, ...], data: Any) -> KeyPath:
@@ -204,11 +294,21 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for a in typing.get_args(annotation) for m in _models_in(a)]
 
 
-def _names_at(model: type[BaseModel], path: KeyPath) -> set[str]:
-    """The valid keys at a path below `model`, those of every member where it is a union."""
+def _models_at(model: type[BaseModel], path: KeyPath, data: Any) -> list[type[BaseModel]]:
+    """The models that may stand at a path below `model`; of a union the member that `data` chose."""
     models = [model]
     for part in path:
+        data = data.get(part) if isinstance(data, dict) else data[int(part)] if isinstance(data, list) else None
         if isinstance(part, str) and any(part in m.model_fields for m in models):
             fields = [m.model_fields[part] for m in models if part in m.model_fields]
             models = [found for f in fields for found in _models_in(f.annotation)]
-    return {name for m in models for name in m.model_fields}
+        chosen = [m for m in models if isinstance(data, dict) and _chosen(m, data)]
+        models = chosen or models
+    return models
+
+
+def _chosen(member: type[BaseModel], data: Mapping[Any, Any]) -> bool:
+    """Whether `data` has the member's own word at the key that tells a union's members apart."""
+    fields = member.model_fields.items()
+    words = {n: typing.get_args(f.annotation) for n, f in fields if typing.get_origin(f.annotation) is typing.Literal}
+    return any(len(word) == 1 and data.get(name) == word[0] for name, word in words.items())

@@ -1,8 +1,8 @@
 """What a stage is: a frozen config whose inputs are references, and a `run` that fills an output folder.
 
 A field's annotation says how its value enters the cache key: `Ref` values by the key of the artifact they name,
-`Outside` files and folders by content, models from a hub by commit, `RUNTIME` fields not at all, all others by
-value. A runner (or a test) turns references into folders with `Stage.map_leaves` before it calls `run`.
+`Outside` files and folders by content, models and data sets from a hub by commit, `RUNTIME` fields not at all, all
+others by value. A runner (or a test) turns references into folders with `Stage.map_leaves` before it calls `run`.
 """
 
 import typing
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from align.config import Config, KeyPath
 from align.records import Row
@@ -36,6 +36,12 @@ class Outside:
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """The value is a data set's id on the hub, `org/name[@revision]`; its commit enters the key, and a running stage
+    finds the commit behind the `@`."""
+
+
+@dataclass(frozen=True)
 class Runtime:
     """How, not what: the value changes no row and stays out of the key (workers, ports, time-outs)."""
 
@@ -57,10 +63,11 @@ class Stage(Config):
     VERSION: ClassVar[int] = 1
     OUTPUTS: ClassVar[dict[str, PortType]]
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def check(self) -> None:
-        """Find the user's mistakes that types cannot say, before anything runs. Raises UserError."""
+        """Find the user's mistakes that types cannot say, before anything runs. References are folders by now, of which
+        those that a stage above has yet to make are not there. Raises UserError."""
 
     def run(self, out: "Out") -> Metrics:
         """Do the work. References are folders by now. Returns what is worth showing beside the row counts."""
@@ -78,7 +85,7 @@ class Stage(Config):
 
 def markers(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> tuple[object, ...]:
     """The markers of a field, found through Optional, list and dict."""
-    found = [m for m in metadata if isinstance(m, Ref | Outside | Runtime)]
+    found = [m for m in metadata if isinstance(m, Ref | Outside | Dataset | Runtime)]
     if typing.get_origin(annotation) is Annotated:
         inner, *extra = typing.get_args(annotation)
         return (*found, *markers(inner, extra))

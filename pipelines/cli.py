@@ -87,11 +87,14 @@ def plan_command(pipeline: str, words: tuple[str, ...], root: Path) -> None:
 @_WORDS
 def validate_command(pipeline: str, words: tuple[str, ...]) -> None:
     """Check a pipeline's keys, values and references; look at no data."""
-    from pipelines.pipeline import find_pipeline, load_pipeline
+    from pipelines.pipeline import check_steps, find_pipeline, load_pipeline
 
     path = find_pipeline(pipeline)
-    loaded = load_pipeline(path, words)
+    loaded = load_pipeline(path, words, incomplete=True)
+    check_steps(loaded)
     click.echo(f"{path}: valid, {len(loaded.steps)} stages: {', '.join(s.name for s in loaded.steps)}")
+    if loaded.missing:
+        click.echo(f"still to be given: {' '.join(f'{name}=...' for name in loaded.missing)}")
 
 
 @cli.command("describe")

@@ -15,9 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from align.artifact import Artifact, Store
-from align.config import KeyPath, Source, build, dotted, interpolate, parse_overrides, read_yaml, set_at, shipped
+from align.config import (
+    KeyPath,
+    Source,
+    build,
+    dotted,
+    interpolate,
+    parameters_in,
+    parse_overrides,
+    read_yaml,
+    set_at,
+    shipped,
+)
 from align.errors import UserError, did_you_mean
-from align.stage import Outside, PortType, Ref, Stage, key_tree
+from align.hub import HUB_ID, RepoType, pin
+from align.stage import Dataset, Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
 from pipelines.rounds import Entry, unrolled
 
@@ -25,7 +37,9 @@ TOP_KEYS = ("name", "seed", "params", "stages")
 RESERVED = ("logs", "store", "single", "report.html")
 """What else lies in the folder of runs."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+MOST_SEED = 2**32
+_YET_TO_BE = Path("/yet/to/be/made/artifacts")
+"""Stands for folders that are not there while a file is only validated."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Pipeline:
     name: str
     steps: tuple[Step, ...]
     source: Source
+    missing: tuple[str, ...] = ()  # parameters that the user has yet to give
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,6 @@ class Planned:
     key: str
     tree: Mapping[str, Any]  # what the key was made of
     artifact: Artifact
-    unpinned: tuple[str, ...] = ()  # hub models whose commit could not be found out
-    inputs: tuple[str, ...] = ()  # names of the steps above that it reads
     outside: tuple[tuple[str, str], ...] = ()  # files and folders of the user's with their digests
 
 
@@ -72,8 +85,9 @@ def find_pipeline(name: str) -> Path:
     raise UserError(f"{name}: no such file, and no shipped pipeline of that name{did_you_mean(name, names)}")
 
 
-def load_pipeline(path: Path, words: tuple[str, ...] = ()) -> Pipeline:
-    """Read, override, interpolate and validate. Raises UserError listing every problem found."""
+def load_pipeline(path: Path, words: tuple[str, ...] = (), incomplete: bool = False) -> Pipeline:
+    """Read, override, interpolate and validate. A parameter without a value that a stage uses is a mistake, or, where
+    `incomplete` is allowed, listed in `missing`. Raises UserError listing every problem found."""
     data, source = read_yaml(path)
     for key in data:
         if key not in TOP_KEYS:
@@ -83,39 +97,54 @@ def load_pipeline(path: Path, words: tuple[str, ...] = ()) -> Pipeline:
         raise UserError(f"{source.at(('stages',))}: a mapping of stage names to stages is required")
     if not isinstance(params, dict):
         raise UserError(f"{source.at(('params',))}: a mapping of names to values is expected")
-    _override(data, stages, params, words)
+    _override(data, stages, params, words, source)
     name, seed = str(data.get("name") or path.stem), data.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"{source.at(('seed',))}: a whole number is expected, not {seed!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEED:
+        raise UserError(f"{source.at(('seed',))}: a whole number from 0 on is expected, not {seed!r}")
     if not _NAME.fullmatch(name) or name in RESERVED:
         raise UserError(f"{source.at(('name',))}: letters, digits, '-', '_' and '.' are expected, not {name!r}")
+    used = parameters_in(stages)
+    missing = tuple(n for n, value in params.items() if value is None and n in used)
+    if missing and not incomplete:
+        raise UserError("\n".join(f"{source.at(('params', n))}: has no value: give {n}=..." for n in missing))
+    params = {**params, **{n: f"${{{n}}}" for n in missing}}
     steps, problems = [], []
     for entry in unrolled(stages, params, source):
         try:
             steps.append(_step(entry, params, seed, source))
         except UserError as error:
-            problems.append(str(error))
+            problems += str(error).splitlines()
     for twice, count in Counter(s.name for s in steps).items():
         if count > 1:
             problems.append(f"{source.at(('stages',))}: {twice!r} is a stage of its own and one of a round")
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
-    pipeline = Pipeline(name, tuple(steps), source)
-    check_references(pipeline)
+    known = [p for p in problems if not any(f"${{{n}}}" in p for n in missing)]  # a missing value is no wrong value
+    if known:
+        raise UserError("\n".join(dict.fromkeys(known)))
+    pipeline = Pipeline(name, tuple(steps), source, missing)
+    if not problems:  # else a stage that others refer to is not there
+        check_references(pipeline)
     return pipeline
 
 
-def _override(data: dict[str, Any], stages: dict[str, Any], params: dict[str, Any], words: tuple[str, ...]) -> None:
+def _override(
+    data: dict[str, Any], stages: dict[str, Any], params: dict[str, Any], words: tuple[str, ...], source: Source
+) -> None:
     for path, value in parse_overrides(words).items():
         if len(path) == 1 and path[0] in params:
             params[str(path[0])] = value
+            source.overridden(("params", *path))
         elif len(path) == 1 and path[0] in ("seed", "name"):
             data[str(path[0])] = value
+            source.overridden(path)
         elif len(path) > 1 and path[0] in stages:
             set_at(stages, path, value)
+            source.overridden(("stages", *path))
         else:
             known = [*params, "seed", "name", *stages]
-            what = "a stage's key is set as <stage>.<key>=" if path[0] in stages else "nothing of that name to set"
+            what = "nothing of that name to set"
+            if path[0] in stages:
+                what = f"a stage's key is set as {path[0]}.<key>="
+                known = []
             raise UserError(f"{dotted(path)}=: {what}{did_you_mean(str(path[0]), known)}")
 
 
@@ -126,9 +155,9 @@ def _step(entry: Entry, params: dict[str, Any], seed: int, source: Source) -> St
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(f"{source.at(at)}: `stage: <kind>` is required; known: {', '.join(STAGES)}")
     config = interpolate(config, {**params, **entry.params}, source, at)
-    kind = config.pop("stage")
+    kind = str(config.pop("stage"))
     if kind not in STAGES:
-        raise UserError(f"{source.at((*at, 'stage'))}: {kind!r} is no stage{did_you_mean(str(kind), STAGES)}")
+        raise UserError(f"{source.at((*at, 'stage'))}: {kind!r} is no stage{did_you_mean(kind, STAGES)}")
     stage = build(stage_class(kind), {"seed": seed, **config}, source, at)
     problems: list[str] = []
 
@@ -146,12 +175,47 @@ def _step(entry: Entry, params: dict[str, Any], seed: int, source: Source) -> St
 
 
 def single(kind: str, words: tuple[str, ...]) -> Pipeline:
-    """A pipeline of one stage from the command line: the same keys as in YAML, references are artifact folders."""
+    """A pipeline of one stage from the command line: the same keys as in YAML, in a file of them, as words, or both;
+    references are artifact folders."""
     config: dict[str, Any] = {}
+    source, from_file = Source(f"vlm-align {kind}"), False
+    if words and "=" not in words[0] and words[0].endswith((".yaml", ".yml")):
+        config, source = read_yaml(shipped(words[0]))
+        words = words[1:]
+        if config.pop("stage", kind) != kind:
+            raise UserError(f"{source.at(('stage',))}: these are the keys of another stage, not of {kind}")
+        from_file = True
     for path, value in parse_overrides(words).items():
         set_at(config, path, value)
-    source = Source(f"vlm-align {kind}")
+        if from_file:
+            source.overridden(path)
     return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source)
+
+
+def check_steps(pipeline: Pipeline) -> None:
+    """What each stage finds wrong with its own values, no data and no model looked at; of files, prompts and the like
+    where they are there. Raises UserError with every problem."""
+    problems: list[str] = []
+    names = {s.name for s in pipeline.steps}
+
+    def stand_in(path: KeyPath, found: tuple[object, ...], value: str) -> str:
+        ref = next((m for m in found if isinstance(m, Ref)), None)
+        made = ref is not None and value.partition("/")[0] in names
+        if not made and (any(isinstance(m, Dataset) for m in found) or (ref is not None and ref.to == "model")):
+            return value
+        file = shipped(Path(value).expanduser())
+        if not made and ref is not None and ref.to == "file" and file.exists():
+            return str(file.absolute())
+        return str(_YET_TO_BE / value.strip("/") / "port")
+
+    for step in pipeline.steps:
+        try:
+            step.stage.map_leaves(stand_in).check()
+        except UserError as error:
+            lines = [line for line in str(error).splitlines() if str(_YET_TO_BE) not in line]
+            problems += [f"{pipeline.source.at(step.at)}: {line}" for line in lines]
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 @dataclass
@@ -162,23 +226,18 @@ class _Resolver:
     above: Mapping[str, Planned]
     store: Store
     at: KeyPath
-    pins: dict[str, str | UserError]  # of the whole plan: a model is looked up once
+    pins: dict[str, str]  # of the whole plan: a model or data set is looked up once; empty: it could not be found
     problems: list[str] = field(default_factory=list)
-    unpinned: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
-    inputs: list[str] = field(default_factory=list)
     outside: list[tuple[str, str]] = field(default_factory=list)
 
     def visit(self, path: KeyPath, found: tuple[object, ...], value: str) -> str:
         """The value's form in the key (JSON text); its folder is kept for `folder`."""
-        where = self.pipeline.source.at((*self.at, *path))
-        before = len(self.unpinned)
         try:
             key, folder = self._resolve(found, value)
         except UserError as error:
-            self.problems.append(f"{where}: {error}")
+            self.problems.append(f"{self.pipeline.source.at((*self.at, *path))}: {error}")
             key, folder = value, value
-        self.unpinned[before:] = [f"{where}: {text}" for text in self.unpinned[before:]]
         self.folders[dotted(path)] = folder
         return key
 
@@ -193,7 +252,6 @@ class _Resolver:
             if name in self.above:
                 planned = self.above[name]
                 port = port_of(type(planned.stage), name, port, ref.to)
-                self.inputs.append(name)
                 return _artifact_key(planned.key, port), str(planned.artifact.path / port)
             artifact = _artifact_at(Path(value), ref.to)
             if artifact is not None:
@@ -202,6 +260,8 @@ class _Resolver:
                 return self._model(value)
             if not outside:
                 raise UserError(f"no stage above and no artifact folder is called {value!r}")
+        elif not outside:
+            return self._pinned(value, "dataset")
         path = shipped(Path(value).expanduser())
         if not path.exists():
             raise UserError(f"{value!r} does not exist")
@@ -224,22 +284,22 @@ class _Resolver:
             if is_adapter(path):  # a user's own adapter is only half of the model
                 key += f"+{self._model(base_of(path))[0]}"
             return key, str(path.absolute())
-        if not _HUB.fullmatch(value):
+        if not HUB_ID.fullmatch(value):
             raise UserError(f"no stage above, folder or hub id (org/name) is called {value!r}")
-        from align.hub import pin
+        return self._pinned(value, "model")
 
-        name = value.partition("@")[0]
+    def _pinned(self, value: str, kind: RepoType) -> tuple[str, str]:
+        """A hub id at its commit. Raises UserError where it stands first, if the commit cannot be found out."""
         if value not in self.pins:
+            self.pins[value] = ""
             try:
-                self.pins[value] = pin(value)
+                self.pins[value] = pin(value, kind)
             except UserError as error:
-                self.pins[value] = error
-        pinned = self.pins[value]
-        if isinstance(pinned, UserError):
-            near = get_close_matches(value, [f"{s}/{p}" for s, a in self.above.items() for p in a.stage.OUTPUTS], n=1)
-            self.unpinned.append(f"{pinned}{f'; did you mean the stage {near[0]!r}?' if near else ''}")
-            return f"hub:{value}", value
-        return f"hub:{name}@{pinned}", f"{name}@{pinned}"
+                made = [f"{s}/{p}" for s, a in self.above.items() for p, to in a.stage.OUTPUTS.items() if to == kind]
+                near = get_close_matches(value, made, n=1)
+                raise UserError(f"{error}{f'; did you mean the stage {near[0]!r}?' if near else ''}") from None
+        name = f"{value.partition('@')[0]}@{self.pins[value]}"
+        return f"hub:{name}", name
 
 
 def _artifact_key(key: str, port: str) -> str:
@@ -310,7 +370,7 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
     """Resolve every step and its key. Raises UserError listing every file, folder and model that is not there."""
     planned: dict[str, Planned] = {}
     problems: list[str] = []
-    pins: dict[str, str | UserError] = {}
+    pins: dict[str, str] = {}
     for step in pipeline.steps:
         resolver = _Resolver(pipeline, planned, store, step.at, pins)
         tree = key_tree(step.stage.map_leaves(resolver.visit))
@@ -322,12 +382,8 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
             resolver.problems.append(f"{pipeline.source.at(step.at)}: {error}")
         key = _key(step.stage, tree)
         problems += resolver.problems
-        unpinned = (*resolver.unpinned, *(u for n in resolver.inputs for u in planned[n].unpinned))
         artifact = Artifact(store.artifact(step.stage.NAME, key))
-        inputs = tuple(dict.fromkeys(resolver.inputs))
-        planned[step.name] = Planned(
-            step.name, resolved, key, tree, artifact, unpinned, inputs, tuple(resolver.outside)
-        )
+        planned[step.name] = Planned(step.name, resolved, key, tree, artifact, tuple(resolver.outside))
     if problems:
         raise UserError("\n".join(problems))
     return list(planned.values())

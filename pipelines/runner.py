@@ -48,13 +48,8 @@ def plan_lines(pipeline: Pipeline, runs: Runs) -> list[str]:
     width = max(len(s.name) for s in steps)
     lines = []
     for step in steps:
-        if step.unpinned:
-            state = f"cannot run: {step.unpinned[0]}"
-        elif step.artifact.complete:
-            state = "hit"
-        else:
-            state = f"will run: {explain(step, runs.last(pipeline.name, step.name))}"
-        lines.append(f"{step.name:<{width}}  {state}")
+        why = "" if step.artifact.complete else explain(step, runs.last(pipeline.name, step.name))
+        lines.append(f"{step.name:<{width}}  {f'will run: {why}' if why else 'hit'}")
     return lines
 
 
@@ -62,9 +57,6 @@ def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
     """Run what is not there yet. Raises UserError before the first stage for anything the user can mend, StageFailed
     where a stage stopped; what was done until then is kept and the same command continues."""
     steps = plan(pipeline, runs.store)
-    unpinned = list(dict.fromkeys(u for s in steps for u in s.unpinned))
-    if unpinned:
-        raise UserError("\n".join(unpinned))
     width = max(len(s.name) for s in steps)
     artifacts = {}
     if not all(step.artifact.complete for step in steps):

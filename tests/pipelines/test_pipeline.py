@@ -34,7 +34,7 @@ class TestErrors:
         [
             ("stage: scale", "stage: scal", "p.yaml:6: stages.scaled.stage: 'scal' is no stage; did you mean 'scale'?"),
             ("factor: 3", "facto: 3", "p.yaml:6: stages.scaled.options.facto: unknown key; did you mean 'factor'?"),
-            ("factor: 3", "factor: x", "p.yaml:6: stages.scaled.options.factor: input should be a valid integer"),
+            ("factor: 3", "factor: x", "p.yaml:6: stages.scaled.options.factor: a whole number is expected, not 'x'"),
             ("input: numbers", "input: number", "stages.scaled.input: no stage above is called 'number'; did you mean"),
             ("input: numbers", "input: trained", "stages.scaled.input: 'trained' stands below or is this stage"),
             ("input: numbers", "input: scaled", "stages.scaled.input: 'scaled' stands below or is this stage"),
@@ -45,7 +45,7 @@ class TestErrors:
             ("name: toy", "name: a/b", "name: letters, digits, '-', '_' and '.' are expected, not 'a/b'"),
             ("${count}", "${cont}", "stages.numbers.n: no parameter 'cont'; did you mean 'count'?"),
             ("stage: numbers, n", "n", "p.yaml:5: stages.numbers: `stage: <kind>` is required"),
-            ("name: toy", "seed: x", "p.yaml:2: seed: a whole number is expected, not 'x'"),
+            ("name: toy", "seed: x", "p.yaml:2: seed: a whole number from 0 on is expected, not 'x'"),
         ],
     )
     def test_one_line_says_where_and_what(self, old: str, new: str, message: str) -> None:
