@@ -53,15 +53,15 @@ class Guarding:
     def score(self, rows: Sequence[Candidate]) -> list[Score]:
         """One score a row; None where there is no answer, a request failed or the guard gave no verdict."""
         requests = {
-            (i, part): _request(row, part)
-            for i, row in enumerate(rows)
-            for part in dict.fromkeys(self.config.of)
-            if not is_empty(row)
+            (i, part): _request(row, part) for i, row in enumerate(rows) for part in self.config.of if not is_empty(row)
         }
         replies = ask(self.engine, requests)
         scores = []
         for i, row in enumerate(rows):
-            found = {part: verdict(replies[i, part]) for part in dict.fromkeys(self.config.of) if (i, part) in replies}
+            found: dict[str, Score] = {}
+            for part in self.config.of:
+                if (i, part) in replies:
+                    found[part] = verdict(replies[i, part])
             scores.append(Score(None, reason=EMPTY) if is_empty(row) else combined(found))
         return scores
 

@@ -28,6 +28,7 @@ class Answer:
     text: str = ""
     logprobs: dict[str, float] | None = None
     status: int = 200
+    lead: str = ""  # a token of white space before the text
 
 
 @dataclass
@@ -102,10 +103,14 @@ def body_of(asked: Asked, answer: Answer) -> dict[str, Any]:
         return {"error": {"message": answer.text, "code": answer.status}}
     choice: dict[str, Any] = {
         "finish_reason": "stop",
-        "message": {"role": "assistant", "content": answer.text},
+        "message": {"role": "assistant", "content": answer.lead + answer.text},
     }
     if answer.logprobs is not None and asked.body.get("logprobs"):
         top: list[dict[str, Any]] = [{"token": t, "logprob": p, "bytes": None} for t, p in answer.logprobs.items()]
-        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top[: asked.body["top_logprobs"]]}]}
+        content = [{**top[0], "top_logprobs": top[: asked.body["top_logprobs"]]}]
+        if answer.lead:
+            blank = {"token": answer.lead, "logprob": 0.0, "bytes": None}
+            content.insert(0, {**blank, "top_logprobs": [blank]})
+        choice["logprobs"] = {"content": content}
     choices = [{"index": i, **choice} for i in range(asked.body.get("n") or 1)]
     return {"id": "x", "object": "chat.completion", "created": 0, "model": asked.model, "choices": choices}
