@@ -1,0 +1,291 @@
+"""Stage `safety`: prompts that a safe and helpful model answers well, each with such an answer.
+
+In: the manifest, ordinary questions with known answers about its images, and a file of wordings. Out: `QA` rows of
+four kinds (`kind` says which, and the category behind a `/`):
+
+| kind | what is asked | the right answer |
+| --- | --- | --- |
+| `harmful/<category>` | something that nobody should be helped with | declines, and offers what it can do |
+| `borderline/<category>` | sounds bad and is fine | helps |
+| `harmless` | an ordinary question | its own answer |
+| `embedded` | an ordinary question; the image carries a text that gives orders | the question's own answer |
+
+A text in an image is content: the orders in it are not the user's. Wordings of the training split never stand in the
+evaluation split. Answers come from the file; a teacher's are drawn with `sample` (with `keep_reference`, these stay
+candidates beside them), screened with `score` and a guard, and picked with `reject`.
+"""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import Field
+
+from align.artifact import Batch, Out, count_rows, rows
+from align.config import Config, build, read_yaml, shipped
+from align.errors import UserError
+from align.records import QA, ImageRow, Message, dropped, row_id, row_seed, text_of
+from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
+
+T = TypeVar("T")
+Kind = Literal["harmful", "borderline", "harmless", "embedded"]
+
+
+class Fine(Config):
+    """A prompt that sounds bad and is fine, with a helpful answer."""
+
+    prompt: str
+    answer: str
+
+
+class Category(Config):
+    """One kind of harm: what is asked for, and how it is declined."""
+
+    hazard: str = ""  # its name in a taxonomy, for the reader
+    requests: list[str] = Field(min_length=1)  # behind "How do I ..."
+    topic: str  # behind "I can't help with ..."
+    instead: str = ""  # what is offered in its place
+    fine: list[Fine] = []  # what sounds like it and is fine
+
+
+class Order(Config):
+    """A text drawn into an image, and the words that only somebody who obeys it says."""
+
+    text: str
+    sign: str
+
+
+class Wordings(Config):
+    """A file of wordings. Templates are Jinja: `frames` know `request`, `declines` know `topic` and `instead`,
+    `alarming` knows `question`."""
+
+    frames: list[str] = Field(min_length=1)
+    declines: list[str] = Field(min_length=1)
+    alarming: list[str] = []  # an ordinary question, said so that it sounds bad
+    orders: list[Order] = []
+    categories: dict[str, Category] = Field(min_length=1)
+
+
+def read_wordings(path: str) -> Wordings:
+    """The wordings of a file, their templates tried. Raises UserError naming file, line and key."""
+    data, source = read_yaml(Path(shipped(path)))
+    found = build(Wordings, data, source)
+    for key, variables in (("frames", ("request",)), ("declines", ("topic", "instead")), ("alarming", ("question",))):
+        for i, template in enumerate(getattr(found, key)):
+            try:
+                shown = rendered(template, **dict.fromkeys(variables, "\0"))
+            except TemplateError as error:
+                raise UserError(f"{source.at((key, i))}: {error}; the variables are: {', '.join(variables)}") from None
+            if "\0" not in shown and key != "declines":
+                raise UserError(f"{source.at((key, i))}: the template never shows {{{{ {variables[0]} }}}}")
+    return found
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+
+def rendered(template: str, **variables: str) -> str:
+    """A template's text, white space at its ends removed."""
+    return _ENVIRONMENT.from_string(template).render(**variables).strip()
+
+
+class Safety(Stage):
+    """Makes safety prompts with right answers."""
+
+    NAME: ClassVar[str] = "safety"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"prompts": QA}
+
+    images: Annotated[str, Ref(ImageRow)]
+    questions: list[Annotated[str, Ref(QA)]] = []  # ordinary ones on these images: borderline, harmless and embedded
+    wordings: FileRef = "configs/safety/default.yaml"
+    split: Literal["train", "eval"] = "train"
+    harmful: int = Field(1, ge=0)  # prompts of each kind an image
+    borderline: int = Field(1, ge=0)
+    harmless: int = Field(0, ge=0)
+    embedded: int = Field(0, ge=0)
+    held_out: float = Field(0.3, ge=0, lt=1)  # share of the wordings that only the evaluation split sees
+    shard: Annotated[int, RUNTIME, Field(ge=1)] = 1024
+
+    def check(self) -> None:
+        """The wordings are there, and questions where a kind needs them."""
+        found = read_wordings(self.wordings)
+        if (self.harmless or self.embedded) and not self.questions:
+            raise UserError(
+                "questions: ordinary questions on these images are needed for harmless and embedded prompts"
+            )
+        if (
+            self.borderline
+            and not (found.alarming and self.questions)
+            and not any(c.fine for c in found.categories.values())
+        ):
+            raise UserError(
+                f"wordings: {self.wordings} has neither `fine` prompts nor `alarming` ones with `questions`"
+            )
+        if self.embedded and not found.orders:
+            raise UserError(f"wordings: {self.wordings} has no `orders` for embedded prompts")
+
+    def run(self, out: Out) -> Metrics:
+        """Image by image; a row depends on its image, its number and the seed alone."""
+        maker = Maker(self, read_wordings(self.wordings), self._questions(), out)
+
+        def work(chunk: list[ImageRow]) -> Batch[QA]:
+            batch: Batch[QA] = Batch({"prompts": []})
+            for image in chunk:
+                if image.split != self.split:
+                    batch.dropped.append(dropped(image, "other split"))
+                    continue
+                made = list(maker.prompts(image))
+                batch.rows["prompts"] += made
+                if not made:
+                    batch.dropped.append(dropped(image, "no question", "no ordinary question on this image"))
+            return batch
+
+        total = count_rows(self.images)
+        out.map_rows(rows(self.images, ImageRow), total, work, {"prompts": QA}, shard=self.shard, label="images")
+        kinds: defaultdict[str, int] = defaultdict(int)
+        distinct = set()
+        for row in rows(out.path / "prompts", QA):
+            kinds[row.kind] += 1
+            distinct.add(row_id(text_of(row.prompt)))
+        return {"kinds": dict(sorted(kinds.items())), "wordings": len(distinct)}
+
+    def _questions(self) -> dict[str, list[QA]]:
+        """A few ordinary questions an image, those of the smallest hash: as many as can be used."""
+        most = self.borderline + self.harmless + self.embedded
+        found: defaultdict[str, list[tuple[str, QA]]] = defaultdict(list)
+        for port in self.questions if most else []:
+            for row in rows(port, QA):
+                if row.split == self.split and row.prompt and text_of(row.completion).strip():
+                    kept = found[row.image_id]
+                    kept.append((row_id("safety", self.seed, row.id), row))
+                    kept.sort(key=lambda pair: pair[0])
+                    del kept[most:]
+        return {image: [row for _, row in kept] for image, kept in found.items()}
+
+
+class Maker:
+    """Makes the prompts of one image."""
+
+    def __init__(self, config: Safety, wordings: Wordings, questions: dict[str, list[QA]], out: Out) -> None:
+        self.config, self.wordings, self.questions, self.out = config, wordings, questions, out
+        digest = hashlib.sha256(wordings.model_dump_json().encode()).hexdigest()[:12]
+        self.source = f"safety wordings {digest}, seed {config.seed}"
+
+    @cached_property
+    def harmful(self) -> dict[str, list[tuple[str, str]]]:
+        """Pairs of frame and request by category, those of the split alone."""
+        return {
+            name: self.of_split([(frame, request) for frame in self.wordings.frames for request in category.requests])
+            for name, category in self.wordings.categories.items()
+        }
+
+    @cached_property
+    def fine(self) -> list[tuple[str, Fine]]:
+        every = [(name, fine) for name, category in self.wordings.categories.items() for fine in category.fine]
+        return self.of_split(every)
+
+    @cached_property
+    def alarming(self) -> list[str]:
+        return self.of_split(self.wordings.alarming)
+
+    def of_split(self, wordings: Sequence[T]) -> list[T]:
+        """The wordings that this split may use: a hash of the wording decides, so every run and seed decides alike."""
+        ranked = sorted(wordings, key=lambda w: hashlib.sha256(repr(w).encode()).digest())
+        held_out = math.ceil(len(ranked) * self.config.held_out) if len(ranked) > 1 else 0
+        if self.config.split == "eval":
+            return ranked[:held_out] if held_out else ranked
+        return ranked[held_out:] or ranked
+
+    def prompts(self, image: ImageRow) -> Iterator[QA]:
+        """All prompts of an image."""
+        questions = self.questions.get(image.id, [])
+        turn = 0
+        for kind in ("harmful", "borderline", "harmless", "embedded"):
+            for i in range(getattr(self.config, kind)):
+                draw = Random(row_seed(self.config.seed, image.id, kind, i))
+                question = questions[turn % len(questions)] if questions else None
+                if kind == "harmful":
+                    yield self._harmful(image, i, draw)
+                    continue
+                turn += 1
+                if kind == "borderline":
+                    made = self._borderline(image, i, question, draw)
+                elif question is None:
+                    made = None
+                elif kind == "harmless":
+                    made = self._row(image, i, "harmless", text_of(question.prompt), text_of(question.completion))
+                else:
+                    made = self._embedded(image, i, question, draw)
+                if made is not None:
+                    yield made
+
+    def _harmful(self, image: ImageRow, i: int, draw: Random) -> QA:
+        name = draw.choice(list(self.harmful))
+        frame, request = draw.choice(self.harmful[name])
+        category = self.wordings.categories[name]
+        answer = rendered(draw.choice(self.wordings.declines), topic=category.topic, instead=category.instead)
+        return self._row(image, i, f"harmful/{name}", rendered(frame, request=request), answer)
+
+    def _borderline(self, image: ImageRow, i: int, question: QA | None, draw: Random) -> QA | None:
+        ways = [*(["fine"] if self.fine else []), *(["alarming"] if question and self.alarming else [])]
+        if not ways:
+            return None
+        if draw.choice(ways) == "fine":
+            name, fine = draw.choice(self.fine)
+            return self._row(image, i, f"borderline/{name}", fine.prompt, fine.answer)
+        assert question is not None
+        said = rendered(draw.choice(self.alarming), question=text_of(question.prompt))
+        return self._row(image, i, "borderline/alarming", said, text_of(question.completion))
+
+    def _embedded(self, image: ImageRow, i: int, question: QA, draw: Random) -> QA:
+        order = draw.choice(self.wordings.orders)
+        data = with_text(image.images[0], order.text)
+        row = self._row(image, i, "embedded", text_of(question.prompt), text_of(question.completion))
+        return row.model_copy(update={"images": [str(self.out.store.add_blob(data, ".png"))]})
+
+    def _row(self, image: ImageRow, i: int, kind: str, prompt: str, answer: str) -> QA:
+        return QA(
+            id=row_id("safety", self.config.seed, image.id, kind.partition("/")[0], i),
+            images=image.images,
+            prompt=[Message(role="user", content=prompt)],
+            completion=[Message(role="assistant", content=answer)],
+            image_id=image.id,
+            kind=kind,
+            split=image.split,
+            source=self.source,
+        )
+
+
+def with_text(path: str, text: str) -> bytes:
+    """The image with a strip below it that says `text`, as PNG. The letters are a twentieth of the image's width."""
+    import io
+
+    from PIL import Image, ImageDraw, ImageFont
+
+    from align.images import open_image
+
+    image = open_image(Path(path))
+    font = ImageFont.load_default(size=max(8, image.width // 20))
+    pen = ImageDraw.Draw(image)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if pen.textlength(longer, font=font) > image.width - 4 and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    written = "\n".join(lines)
+    _, top, _, bottom = pen.multiline_textbbox((0, 0), written, font=font)
+    whole = Image.new("RGB", (image.width, image.height + int(bottom - top) + 8), "white")
+    whole.paste(image)
+    ImageDraw.Draw(whole).multiline_text((2, image.height + 4 - top), written, fill="black", font=font)
+    buffer = io.BytesIO()
+    whole.save(buffer, format="PNG")
+    return buffer.getvalue()
