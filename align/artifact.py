@@ -154,6 +154,7 @@ class Out:
         self.rows_in = 0
         self.rows_out: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self._parts_dropped = 0
 
     def folder(self, port: str) -> Path:
         """The folder of a `folder` or `model` port, or of anything the stage keeps while it works."""
@@ -173,10 +174,13 @@ class Out:
         return total
 
     def drop(self, found: Iterable[Dropped]) -> None:
-        """Write the rows set aside, all at once, and count their reasons."""
-        everything = list(found)
-        self.reasons.update(d.reason for d in everything)
-        write_parquet(self.path / "dropped" / "part-00000.parquet", Dropped, everything)
+        """Write the rows set aside, streaming in parts of a fixed size, and count their reasons; called again, it adds
+        to them. Not beside `map_rows`, which writes its own."""
+        stream = iter(found)
+        while (chunk := list(islice(stream, PART_ROWS))) or not self._parts_dropped:
+            self.reasons.update(d.reason for d in chunk)
+            write_parquet(self.path / "dropped" / f"part-{self._parts_dropped:05d}.parquet", Dropped, chunk)
+            self._parts_dropped += 1
 
     def map_rows(
         self,

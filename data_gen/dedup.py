@@ -1,44 +1,40 @@
-"""Filters that compare rows with others: repeated texts, repeated images, overlap with an evaluation.
+"""Filters of repeated texts and repeated images, for more rows than memory holds; the first of its like stays.
 
-In: rows of questions, and the evaluation's images and questions. Out: the rows that pass, the first of its like kept.
-Images are compared by the 16 x 16 lowest DCT coefficients of the 64 x 64 grey image without the mean (those of pHash,
-Zauner 2010), each under a square root that keeps its sign, so that print weighs beside paper; the distance is one
-minus the cosine. pHash's own 64 bits cannot tell receipts of one shop apart. Measured on scanned receipts, drawn
-puzzles and bar charts: an image saved again at JPEG quality 40 or at half its size is at most 0.005 away, another
-image at least 0.013, but for two scans of one bill. As grey says nothing of colours, those of a 16 x 16 thumbnail must
-agree too.
+In: rows of questions. Out: the rows that pass. Rows are kept on disk while they are compared (`data_gen/spill.py`).
+Candidates for a near duplicate come from locality-sensitive hashing, and each is then compared exactly:
+- texts: MinHash of the pairs of neighbouring words (Broder 1997) in bands (Leskovec, Rajaraman and Ullman, Mining of
+  Massive Datasets, section 3.4), then the Jaccard similarity;
+- images: signs of random projections of their look (Charikar 2002) in bands, then distance and colours.
+A pair that just meets the threshold becomes a candidate with a probability of 0.998 or more.
 """
 
-import contextlib
+import hashlib
+import math
 import re
-from collections import defaultdict
+import zlib
+from array import array
 from collections.abc import Iterable, Iterator
-from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from align.artifact import rows as rows_of
-from align.errors import UserError
-from align.images import BadImage, open_image
-from align.records import QA, ImageRow, row_id, text_of
-from align.stage import Ref
+from align.images import BadImage
+from align.records import QA, text_of
+from data_gen.looks import CELLS, LOW, Distance, alike, look_of
 from data_gen.predicates import Filter, Step, words
+from data_gen.spill import Keys, Rows, Texts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Distance = Annotated[float, Field(ge=0, le=1)]
-"""One minus the cosine of two looks: 0 for equal ones, about 0.8 for unrelated images."""
-SIDE, LOW, CELLS = 64, 16, 16
-MAX_COLOR = 48
-"""Steps of 255 in any channel of any cell of the thumbnail by which images of equal look may differ."""
-FLAT = 64.0
-"""Length of the coefficients below which an image has no contents: 0.06 grey levels of one wave."""
-LONG_ANSWER = 8
-"""Words from which an answer does not recur by chance."""
+BANDS = 16
+MISSED = 0.002
+"""Most of the pairs at the threshold that no band shows."""
+LOOK = [("waves", "<f4", (LOW * LOW,)), ("cells", "u1", (CELLS * CELLS * 3,))]
+BLOCK = 2048
+"""Rows whose keys are worked out together."""
 
 
 class TextDuplicates(Filter):
@@ -46,48 +42,82 @@ class TextDuplicates(Filter):
 
     filter: Literal["text_duplicates"] = "text_duplicates"
     near: Annotated[float, Field(gt=0, le=1)] = 0.8  # Jaccard similarity of word pairs; 1: equal texts only
-    across_images: bool = False  # also the same question with the same answer on another image
+    across_images: bool = False  # also the same question, or nearly, with the same answer on another image
 
     def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
-        """Memory: about 0.5 kB a row that is kept."""
-        by_image: dict[str, list[Shingled]] = defaultdict(list)
-        everywhere: dict[str, str] = {}
-        for row in rows:
-            text = Shingled.of(row)
-            before = next((old for old in by_image[row.image_id] if old.like(text, self.near)), None)
-            if before is not None:
-                step.aside(self.dropped(row, f"asks what {before.id} asks about the same image"))
-                continue
-            if self.across_images:
-                first = everywhere.setdefault(row_id(text.question, text.answer), row.id)
-                if first != row.id:
-                    step.aside(self.dropped(row, f"asks and answers what {first} does about another image"))
-                    continue
-            by_image[row.image_id].append(text)
-            yield row
+        """Memory: 14 bytes a row beside one partition of the keys."""
+        import numpy as np
+
+        folder = step.folder
+        same, elsewhere, near = (Keys(folder / name) for name in ("same", "elsewhere", "near"))
+        with Rows(folder / "rows.jsonl") as kept:
+            for block in _blocks(rows):
+                numbers = np.arange(len(kept), len(kept) + len(block), dtype=np.uint32)
+                texts = [Shingled.of(row) for row in block]
+                for row in block:
+                    kept.append(row)
+                same.add(numbers, _hashes([(row.image_id, t.question) for row, t in zip(block, texts, strict=True)]))
+                if self.across_images:
+                    elsewhere.add(numbers, _hashes([(t.question, t.answer) for t in texts]))
+                if self.near < 1:
+                    near.add(numbers, self._bands(block, texts))
+            firsts = same.firsts(len(kept))
+            others = elsewhere.firsts(len(kept)) if self.across_images else np.arange(len(kept))
+            again = (firsts < np.arange(len(kept))) | (others < np.arange(len(kept)))
+            like = self._near(near, kept, again)
+            for number, row in enumerate(kept):
+                first, other, nearly = int(firsts[number]), int(others[number]), int(like[number])
+                if first < number:
+                    step.aside(self.dropped(row, f"asks what {kept[first].id} asks about the same image"))
+                elif other < number:
+                    step.aside(self.dropped(row, f"asks and answers what {kept[other].id} does about another image"))
+                elif nearly < number:
+                    where = "the same image" if kept[nearly].image_id == row.image_id else "another image"
+                    step.aside(self.dropped(row, f"asks nearly what {kept[nearly].id} asks about {where}"))
+                else:
+                    yield row
+
+    def _bands(self, rows: list[QA], texts: "list[Shingled]") -> "NDArray[np.uint64]":
+        """(n, BANDS) keys: equal for texts that a band holds for alike, on one image (or anywhere), with the same
+        answer and the same numbers."""
+        scopes = [
+            ("" if self.across_images else row.image_id, text.answer, " ".join(text.numbers))
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        return bands(minhash([t.pairs for t in texts], BANDS * band_rows(self.near)), _hashes(scopes))
+
+    def _near(self, keys: Keys, kept: Rows, again: "NDArray[np.bool_]") -> "NDArray[np.int32]":
+        """For every row the earlier one which it is near to and which stays; itself where there is none."""
+        import numpy as np
+
+        like = np.arange(len(kept), dtype=np.int32)
+        for number, earlier in keys.neighbours(len(kept), again):
+            text = Shingled.of(kept[number])
+            for other in earlier:
+                if like[other] == other and Shingled.of(kept[int(other)]).like(text, self.near):
+                    like[number] = other
+                    break
+        return like
 
 
 class Shingled:
     """The texts of a row, made comparable."""
 
-    __slots__ = ("answer", "id", "numbers", "pairs", "question")
+    __slots__ = ("answer", "numbers", "pairs", "question")
 
-    def __init__(self, name: str, question: str, answer: str) -> None:
-        self.id = name
+    def __init__(self, question: str, answer: str) -> None:
         self.question, self.answer = plain(question), plain(answer)
         self.numbers = tuple(sorted(re.findall(r"\d+", question)))
         self.pairs = frozenset(shingles(question))
 
     @classmethod
     def of(cls, row: QA) -> "Shingled":
-        return cls(row.id, text_of(row.prompt), text_of(row.completion))
+        return cls(text_of(row.prompt), text_of(row.completion))
 
     def like(self, other: "Shingled", near: float) -> bool:
-        """Whether both ask the same: equal questions, or similar ones with equal answers and equal numbers. Questions
-        that differ in one word (the red bar, the blue bar) are similar, so the answers must agree."""
-        if self.question == other.question:
-            return True
-        if near == 1 or self.answer != other.answer or self.numbers != other.numbers:
+        """Whether both ask the same: similar questions with equal answers and equal numbers. Questions that differ in
+        one word (the red bar, the blue bar) are similar, so the answers must agree."""
+        if self.answer != other.answer or self.numbers != other.numbers:
             return False
         return jaccard(self.pairs, other.pairs) >= near
 
@@ -99,164 +129,123 @@ class ImageDuplicates(Filter):
     distance: Distance = 0.008
 
     def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
-        known = Looks()
-        first: dict[str, str] = {}  # image -> what it looks like, itself where it is the first
-        for row in rows:
-            if row.image_id not in first:
-                try:
-                    look = look_of(row.images[0])
-                except BadImage as error:
-                    step.aside(self.dropped(row, f"the image cannot be opened: {error}"))
-                    continue
-                first[row.image_id] = next(known.near(look, self.distance), row.image_id)
-                if first[row.image_id] == row.image_id:
-                    known.add(row.image_id, look)
-            if first[row.image_id] != row.image_id:
-                step.aside(self.dropped(row, f"the image looks like {first[row.image_id]}"))
-            else:
-                yield row
-
-
-class Decontaminate(Filter):
-    """Training rows that would give away the evaluation: those about an image that is, or looks like, one of its
-    images; those that ask and answer what it does about an image still somewhat like it; those that give one of its
-    long answers to the same question. Short questions and answers recur by chance and are no leak by themselves."""
-
-    filter: Literal["decontaminate"] = "decontaminate"
-    evaluation_images: Annotated[str | None, Ref(ImageRow)] = None  # of which those of the split `eval`
-    evaluation_questions: Annotated[str | None, Ref(QA)] = None  # of which those of the split `eval`
-    distance: Distance = 0.008
-    distance_of_same_text: Distance = 0.1  # a crop by 1 % or a turn by 1 degree is nearer
-
-    def check(self) -> None:
-        if self.evaluation_images is None and self.evaluation_questions is None:
-            raise UserError("evaluation_images, evaluation_questions: one of the two, at least, is required")
-
-    def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
-        known, ids, texts = self._evaluation()
-        looks: dict[str, tuple[str, frozenset[str]]] = {}
-        for row in rows:
-            why = "" if row.split == "eval" else self._leak(row, known, ids, texts, looks)
-            if why:
-                step.aside(self.dropped(row, why))
-            else:
-                yield row
-
-    def _evaluation(self) -> "tuple[Looks, set[str], dict[tuple[str, str], set[str]]]":
-        """Its images by look and by id, its questions with answers and the images they are about."""
-        known = Looks()
-        ids: set[str] = set()
-        texts: dict[tuple[str, str], set[str]] = defaultdict(set)
-        images = rows_of(self.evaluation_images, ImageRow) if self.evaluation_images else iter(())
-        questions = rows_of(self.evaluation_questions, QA) if self.evaluation_questions else iter(())
-        for image in images:
-            if image.split == "eval":
-                _learn(image.id, image.images[0], known, ids)
-        for row in questions:
-            if row.split == "eval":
-                _learn(row.image_id, row.images[0], known, ids)
-                texts[plain(text_of(row.prompt)), plain(text_of(row.completion))].add(row.image_id)
-        return known, ids, texts
-
-    def _leak(
-        self,
-        row: QA,
-        known: "Looks",
-        ids: set[str],
-        texts: dict[tuple[str, str], set[str]],
-        looks: dict[str, tuple[str, frozenset[str]]],
-    ) -> str:
-        if row.image_id in ids:
-            return "the image is in the evaluation"
-        if row.image_id not in looks:
-            try:
-                look = look_of(row.images[0])
-            except BadImage as error:
-                return f"the image cannot be opened: {error}"
-            near = next(known.near(look, self.distance), "")
-            somewhat = frozenset(known.near(look, self.distance_of_same_text, colors=False))
-            looks[row.image_id] = near, somewhat
-        near, somewhat = looks[row.image_id]
-        if near:
-            return f"the image looks like {near} of the evaluation"
-        asked = texts.get((plain(text_of(row.prompt)), plain(text_of(row.completion))))
-        if asked and asked & somewhat:
-            return (
-                f"the evaluation asks and answers the same about {min(asked & somewhat)}, which looks somewhat like it"
-            )
-        if asked and len(words(text_of(row.completion))) >= LONG_ANSWER:
-            return f"the evaluation has the same question with the same long answer, about {min(asked)}"
-        return ""
-
-
-class Looks:
-    """Images by how they look. 2 kB an image; a search compares with all of them."""
-
-    def __init__(self) -> None:
+        """Memory: 8 bytes a row and an image; the looks lie on disk, 2 kB each."""
         import numpy as np
 
-        self._ids: list[str] = []
-        self._waves = np.zeros((256, LOW * LOW), np.float32)
-        self._cells = np.zeros((256, CELLS * CELLS * 3), np.uint8)
+        with Rows(step.folder / "rows.jsonl") as kept, Texts(step.folder / "images.sqlite") as numbers:
+            firsts = self._look(rows, kept, numbers, step)
+            looks = np.memmap(step.folder / "looks", LOOK, "r", shape=(len(firsts),)) if firsts else np.empty(0, LOOK)
+            like = self._like(looks, step)
+            image, number = "", 0
+            for row in kept:
+                if row.image_id != image:
+                    image, number = row.image_id, int(numbers[row.image_id] or 0)
+                if like[number] != number:
+                    step.aside(self.dropped(row, f"the image looks like {kept[firsts[like[number]]].image_id}"))
+                else:
+                    yield row
 
-    def add(self, image_id: str, look: "Look") -> None:
+    def _look(self, rows: Iterable[QA], kept: Rows, numbers: Texts, step: Step) -> "array[int]":
+        """Keeps the rows and the looks of their images, numbers the images; by image its first row."""
+        firsts = array("I")
+        image = ""
+        with (step.folder / "looks").open("wb") as file:
+            for row in rows:
+                if row.image_id != image and numbers[row.image_id] is None:
+                    try:
+                        waves, cells = look_of(row.images[0])
+                    except BadImage as error:
+                        step.aside(self.dropped(row, f"the image cannot be opened: {error}"))
+                        continue
+                    file.write(waves.tobytes() + cells.tobytes())
+                    numbers[row.image_id] = str(len(firsts))
+                    firsts.append(len(kept))
+                image = row.image_id
+                kept.append(row)
+        return firsts
+
+    def _like(self, looks: "NDArray[np.void]", step: Step) -> "NDArray[np.int32]":
+        """For every image the earlier one which it looks like and which stays; itself where there is none."""
         import numpy as np
 
-        size = len(self._ids)
-        if size == len(self._waves):
-            self._waves = np.concatenate([self._waves, np.zeros_like(self._waves)])
-            self._cells = np.concatenate([self._cells, np.zeros_like(self._cells)])
-        self._waves[size], self._cells[size] = look
-        self._ids.append(image_id)
-
-    def near(self, look: "Look", distance: float, *, colors: bool = True) -> Iterator[str]:
-        """The images no further than `distance` and, but for `colors=False`, of like colours, the nearest first."""
-        import numpy as np
-
-        waves, cells = look
-        apart = 1 - self._waves[: len(self._ids)] @ waves
-        found = np.flatnonzero(apart <= distance + 1e-6)  # equal images differ by the rounding of float32
-        for index in found[np.argsort(apart[found], kind="stable")]:
-            gap = np.abs(self._cells[index].astype(np.int16) - cells.astype(np.int16)).max()
-            if not colors or gap <= MAX_COLOR:
-                yield self._ids[index]
+        keys = Keys(step.folder / "bands")
+        for start in range(0, len(looks), BLOCK):
+            block = looks["waves"][start : start + BLOCK]
+            keys.add(np.arange(start, start + len(block), dtype=np.uint32), sign_bands(block, self.distance))
+        like = np.arange(len(looks), dtype=np.int32)
+        for number, earlier in keys.neighbours(len(looks), np.zeros(len(looks), np.bool_)):
+            own = looks[number]
+            for other in earlier[like[earlier] == earlier]:
+                its = looks[other]
+                if alike((own["waves"], own["cells"]), (its["waves"], its["cells"]), self.distance):
+                    like[number] = other
+                    break
+        return like
 
 
-Look = tuple["NDArray[np.float32]", "NDArray[np.uint8]"]
-"""256 coefficients of length 1 together, and the thumbnail's 16 x 16 x 3 colours."""
+def band_rows(near: float) -> int:
+    """MinHashes a band: the most for which two texts of this similarity share a band but for `MISSED`, up to 8."""
+    return max([n for n in range(1, 9) if (1 - near**n) ** BANDS <= MISSED], default=1)
 
 
-def look_of(path: str) -> Look:
-    """How the image at `path` looks. Raises BadImage."""
-    import numpy as np
-    from PIL import Image
-
-    image = open_image(path)
-    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float64)
-    basis = _cosines()
-    low = (basis @ grey @ basis.T).ravel()
-    low[0] = 0.0  # the mean: a scan may be lighter
-    if np.linalg.norm(low) < FLAT:
-        low[:] = 0.0
-        low[0] = 1.0
-    waves = np.sign(low) * np.sqrt(np.abs(low))
-    cells = np.asarray(image.resize((CELLS, CELLS), Image.Resampling.BOX), np.uint8).ravel()
-    return (waves / np.linalg.norm(waves)).astype(np.float32), cells
-
-
-@cache
-def _cosines() -> "NDArray[np.float64]":
-    """The first 16 rows of the DCT-II of 64 points."""
+def minhash(sets: list[frozenset[tuple[str, str]]], size: int) -> "NDArray[np.uint64]":
+    """(n, size): of each set its least hash under each of `size` hash functions; two sets agree in a column with the
+    probability of their Jaccard similarity. Multiply-add-shift hashing (Dietzfelbinger 1996) of CRC-32 values."""
     import numpy as np
 
-    return np.cos(np.pi * (2 * np.arange(SIDE)[None] + 1) * np.arange(LOW)[:, None] / (2 * SIDE))
+    hashed = [[zlib.crc32(f"{a} {b}".encode()) for a, b in each] or [0] for each in sets]
+    flat = np.array([h for each in hashed for h in each], np.uint64)
+    starts = np.cumsum([0, *(len(each) for each in hashed[:-1])])
+    rng = np.random.default_rng(0)
+    factors = rng.integers(0, 2**63, size, np.uint64) * np.uint64(2) + np.uint64(1)
+    shifts = rng.integers(0, 2**63, size, np.uint64)
+    return np.minimum.reduceat((flat[:, None] * factors + shifts) >> np.uint64(32), starts, axis=0)
 
 
-def _learn(image_id: str, path: str, known: Looks, ids: set[str]) -> None:
-    if image_id not in ids:
-        ids.add(image_id)
-        with contextlib.suppress(BadImage):  # known by its id at least
-            known.add(image_id, look_of(path))
+def bands(columns: "NDArray[np.uint64]", scopes: "NDArray[np.uint64]") -> "NDArray[np.uint64]":
+    """(n, BANDS) keys from (n, BANDS * rows) values: equal where scope, band and all values of the band are."""
+    import numpy as np
+
+    keys = np.repeat(scopes.reshape(-1, 1), BANDS, axis=1) + np.arange(BANDS, dtype=np.uint64)
+    for column in np.moveaxis(columns.reshape(len(columns), BANDS, -1), 2, 0):
+        keys = _mixed(keys ^ column)
+    return keys
+
+
+def sign_bands(waves: "NDArray[np.float32]", distance: float) -> "NDArray[np.uint64]":
+    """(n, BANDS) keys from (n, 256) looks: signs of as many random projections a band as let two looks at this
+    distance share a band but for `MISSED`; the signs of one differ with the probability angle / pi."""
+    import numpy as np
+
+    equal = 1 - math.acos(max(-1.0, 1 - distance)) / math.pi
+    bits = max([n for n in range(1, 33) if (1 - equal**n) ** BANDS <= MISSED], default=1)
+    planes = np.random.default_rng(0).standard_normal((waves.shape[1], BANDS * bits), np.float32)
+    signs = (waves @ planes > 0).astype(np.uint64).reshape(len(waves), BANDS, bits)
+    packed = (signs << np.arange(bits, dtype=np.uint64)).sum(axis=2, dtype=np.uint64)
+    return bands(packed, np.zeros(len(waves), np.uint64))
+
+
+def _mixed(keys: "NDArray[np.uint64]") -> "NDArray[np.uint64]":
+    """64-bit keys with every bit depending on all (the finaliser of MurmurHash3)."""
+    import numpy as np
+
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        keys = (keys ^ (keys >> np.uint64(33))) * np.uint64(factor)
+    return keys ^ (keys >> np.uint64(33))
+
+
+def _hashes(texts: Iterable[tuple[str, ...]]) -> "NDArray[np.uint64]":
+    """(n, 1) keys of tuples of texts."""
+    import numpy as np
+
+    digests = b"".join(hashlib.blake2b("\0".join(each).encode(), digest_size=8).digest() for each in texts)
+    return np.frombuffer(digests, "<u8").reshape(-1, 1)
+
+
+def _blocks(rows: Iterable[QA]) -> Iterator[list[QA]]:
+    stream = iter(rows)
+    while block := list(islice(stream, BLOCK)):
+        yield block
 
 
 def plain(text: str) -> str:

@@ -20,6 +20,7 @@ _AMOUNT = re.compile(r"([A-Z]{2,3}|[$€£¥₹])?\s?(-?\d[\d,.]*)\s?(%|[$€£�
 _NOT_AMOUNTS = {"id", "no", "number", "code", "phone", "tel", "fax", "zip", "postcode", "account", "year", "date"}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DATE = re.compile(r"(\d{1,4}|[a-z]{3,9})[\s/.,-]+(\d{1,2}|[a-z]{3,9})[\s/.,-]+(\d{4}|\d{1,2})(?:[\s,T]+\d.*)?", re.I)
+_NO_VALUE = re.compile(r"[-–—?_.*/\s]*|n/?a|nan|null|none|nil|unknown", re.IGNORECASE)
 ALIKE = 0.8
 """Share of common characters from which two texts are too alike to call one of them false."""
 
@@ -142,11 +143,11 @@ def label_of(key: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A scalar on one line, empty for anything else."""
+    """A scalar on one line, empty for anything else and for what stands in for no value."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = " ".join(str(value).split()) if isinstance(value, str | int | float) else ""
-    return text if is_text(text) else ""
+    return text if is_text(text) and not _NO_VALUE.fullmatch(text) else ""
 
 
 def is_text(text: str) -> bool:

@@ -7,92 +7,76 @@ says in its detail what was wrong. Rows stream through the filters in turn, each
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from align.artifact import Batch, Out, count_rows, rows
-from align.config import shipped
-from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
+from align.artifact import PART_ROWS, Out, count_rows
+from align.artifact import rows as rows_of
 from align.errors import UserError
-from align.metrics import exact, final_answer, reference_answer, relaxed
 from align.progress import progress
-from align.records import QA, Dropped, Message, Row, Sampling, read_parquet, row_seed, text_of
-from align.stage import RUNTIME, FileRef, Metrics, Ref, Stage
-from align.templates import check_shows, render
+from align.records import QA, Dropped, Scored
+from align.stage import Metrics, Ref, Stage
 from data_gen import predicates
-from data_gen.dedup import Decontaminate, ImageDuplicates, TextDuplicates
+from data_gen.asked import Blind, Claims, Moderation, RoundTrip
+from data_gen.decontaminate import Decontaminate
+from data_gen.dedup import ImageDuplicates, TextDuplicates
+from data_gen.grounding import Grounding
+from data_gen.personal import PersonalData
 from data_gen.predicates import Format, Length, Step
+from data_gen.spill import Texts
+from data_gen.texts import Language, Repetition, Share
 
 
-class Blind(predicates.Filter):
-    """Questions that a model answers rightly without the image: they teach and measure nothing about seeing. Kinds with
-    few possible answers are left alone: of those a guesser would remove the answers it likes best and skew the rest."""
+class PassRate(predicates.Filter):
+    """Questions whose candidates are almost never right, or almost always: nothing is learned from them. `scored` is a
+    `score` stage over candidates that were drawn for these rows; a question without a score there is set aside too."""
 
-    filter: Literal["blind"] = "blind"
-    engine: EngineConfig
-    prompt: FileRef = "configs/prompts/default/blind.jinja"  # variable question
-    samples: PositiveInt = 4
-    drop_at_share_right: Annotated[float, Field(gt=0, le=1)] = 0.5
-    skip_kinds: list[str] = ["yesno", "compare", "unanswerable"]
-    answer_after: str | None = None  # the answer is what stands behind the last such marker
-    temperature: Annotated[float, Field(ge=0)] = 0.7
-    max_tokens: PositiveInt = 64
-    shard: Annotated[PositiveInt, RUNTIME] = 256
+    filter: Literal["pass_rate"] = "pass_rate"
+    scored: Annotated[str, Ref(Scored)]
+    pass_score: float = 0.5  # from which a candidate counts as right
+    min: Share = 0.05
+    max: Share = 0.95
 
     def check(self) -> None:
-        check_shows(self.prompt, "question")
-        check_engine(self.engine)
+        if self.min > self.max:
+            raise UserError(f"min: {self.min} is more than max, {self.max}")
 
     def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
-        """Asks shard by shard, so that a stop loses one shard at most."""
-        out = Out(step.folder, step.store)
-        with ExitStack() as stack:
-            engines: list[Engine] = []
-
-            def work(chunk: list[QA]) -> Batch[QA]:
-                asked = [row for row in chunk if row.kind not in self.skip_kinds]
-                if asked and not engines:
-                    engines.append(stack.enter_context(open_engine(self.engine)))
-                requests = [self._request(row, step.seed) for row in asked]
-                replies = {r.id: r for r in (engines[0].generate(requests) if asked else [])}
-                batch: Batch[QA] = Batch({"kept": []})
-                for row in chunk:
-                    why = self._why(row, replies.get(row.id)) if row.kind not in self.skip_kinds else ""
-                    if why:
-                        batch.dropped.append(self.dropped(row, why))
-                    else:
-                        batch.rows["kept"].append(row)
-                return batch
-
-            ports: dict[str, type[Row]] = {"kept": QA}
-            out.map_rows(rows, step.total, work, ports, shard=self.shard, label="asked blind")
-        for aside in read_parquet(sorted((out.path / "dropped").glob("part-*.parquet")), Dropped):
-            step.aside(aside)
-        yield from read_parquet(sorted((out.path / "kept").glob("part-*.parquet")), QA, step.store.blobs)
-
-    def _request(self, row: QA, seed: int) -> Request:
-        prompt = render(shipped(self.prompt), question=text_of(row.prompt))
-        return Request(
-            id=row.id,
-            messages=[Message(role="user", content=prompt)],
-            n=self.samples,
-            sampling=Sampling(temperature=self.temperature, max_tokens=self.max_tokens),
-            seed=row_seed(seed, row.id, "blind"),
-        )
-
-    def _why(self, row: QA, reply: Reply | None) -> str:
-        if reply is None or reply.error or not reply.texts:
-            return f"the model did not answer: {reply.error if reply else 'no reply'}"
-        right = sum(is_right(text, text_of(row.completion), self.answer_after) for text in reply.texts)
-        if right / len(reply.texts) < self.drop_at_share_right:
-            return ""
-        return f"{right} of {len(reply.texts)} answers are right without the image"
+        with Texts(step.folder / "rates.sqlite") as rates:
+            for question, group in groupby(rows_of(self.scored, Scored), lambda row: row.question_id):
+                passed, total = map(int, (rates[question] or "0 0").split())
+                scores = [row.score for row in group if row.score is not None]
+                passed += sum(score >= self.pass_score for score in scores)
+                rates[question] = f"{passed} {total + len(scores)}"
+            for row in rows:
+                passed, total = map(int, (rates[row.id] or "0 0").split())
+                if not total:
+                    step.aside(self.dropped(row, "no candidate of it has a score"))
+                elif not self.min <= passed / total <= self.max:
+                    hard = "too hard" if passed / total < self.min else "too easy"
+                    step.aside(self.dropped(row, f"{hard}: {passed} of {total} candidates are right"))
+                else:
+                    yield row
 
 
 FilterConfig = Annotated[
-    Format | Length | TextDuplicates | ImageDuplicates | Blind | Decontaminate, Field(discriminator="filter")
+    Format
+    | Length
+    | Language
+    | Repetition
+    | PersonalData
+    | TextDuplicates
+    | ImageDuplicates
+    | Decontaminate
+    | Grounding
+    | Blind
+    | RoundTrip
+    | Claims
+    | Moderation
+    | PassRate,
+    Field(discriminator="filter"),
 ]
 """The one list of filters."""
 
@@ -101,6 +85,7 @@ class Filter(Stage):
     """Runs the filters in their order."""
 
     NAME = "filter"
+    VERSION = 2
     OUTPUTS = {"kept": QA}
 
     input: Annotated[str, Ref(QA)]
@@ -124,7 +109,7 @@ class Filter(Stage):
 
         def taken() -> Iterator[QA]:
             with progress(total, "questions") as bar:
-                for row in rows(self.input, QA):
+                for row in rows_of(self.input, QA):
                     out.rows_in += 1
                     bar.update()
                     yield row
@@ -133,11 +118,15 @@ class Filter(Stage):
             def put(row: Dropped) -> None:
                 aside.append(row)
                 dropped_by[n] += 1
+                if len(aside) == PART_ROWS:
+                    out.drop(aside)
+                    aside.clear()
 
             return Step(put, out.path / "steps" / str(n), out.store, self.seed, total)
 
         stream: Iterator[QA] = taken()
         for n, each in enumerate(self.filters):
+            out.folder(f"steps/{n}")
             stream = each.apply(stream, step(n))
 
         def kept() -> Iterator[QA]:
@@ -158,9 +147,3 @@ def report(names: list[str], rows_in: int, dropped_by: list[int]) -> list[dict[s
         found.append({"filter": name, "in": rows_in, "dropped": count})
         rows_in -= count
     return found
-
-
-def is_right(text: str, answer: str, marker: str | None) -> bool:
-    """Whether a text gives the answer: equal but for case and closing punctuation, or a number within 5 %."""
-    said, right = final_answer(text, marker), reference_answer(answer, marker)
-    return said is not None and bool(exact(said, right) or relaxed(said.rstrip("."), right.rstrip(".")))

@@ -11,13 +11,16 @@ from PIL import Image
 from align.artifact import Store
 from align.errors import UserError
 from align.records import QA, Dropped, ImageRow
-from data_gen.dedup import Decontaminate, ImageDuplicates, Looks, TextDuplicates, look_of, plain
+from data_gen.decontaminate import Decontaminate
+from data_gen.dedup import ImageDuplicates, TextDuplicates, plain
+from data_gen.looks import Looks, look_of
 from data_gen.predicates import Filter, Step
 from tests.data_gen.manifests import DATA, noise, port, put_images, qa
 
 
 def through(filter: Filter, rows: Iterable[QA], root: Path) -> tuple[list[QA], list[Dropped]]:
     aside: list[Dropped] = []
+    (root / "steps").mkdir(exist_ok=True)
     step = Step(aside.append, root / "steps", Store(root), 0, 0)
     return list(filter.apply(rows, step)), aside
 

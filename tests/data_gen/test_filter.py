@@ -11,7 +11,8 @@ from align.engine import EngineDied, Reply
 from align.errors import UserError
 from align.records import QA, ImageRow, text_of
 from align.stage import Ref
-from data_gen.filter import Blind, Filter, is_right, report
+from data_gen.asked import Blind, is_right
+from data_gen.filter import Filter, report
 from tests.chat_server import Answer, Asked, chat_server
 from tests.data_gen.manifests import new_out, noise, port, put_images, qa, set_aside
 

@@ -1,0 +1,280 @@
+"""Filters that ask a model: answerable without the image, asked again, claims asked back, moderation.
+
+In: rows of questions and an engine. Out: the rows that pass. Rows are asked shard by shard, so that a stop loses one
+shard at most; what is asked about a row depends on the row and the seed alone. A row that the model does not answer for
+is set aside, and says so.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from align.artifact import Batch, Out
+from align.artifact import rows as rows_of
+from align.config import shipped
+from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
+from align.metrics import exact, final_answer, reference_answer, relaxed
+from align.records import QA, Dropped, ImageRow, Message, Row, Sampling, read_parquet, row_seed, text_of
+from align.stage import RUNTIME, FileRef, Ref
+from align.templates import asked, check_shows, render
+from data_gen.predicates import Filter, Step
+from data_gen.spill import Texts
+
+Ask = Callable[[list[Request]], list[Reply]]
+Whys = Callable[[list[QA], Ask], dict[str, str]]
+"""By id what speaks against a row; a row that is not there, or has an empty text, passes."""
+Share = Annotated[float, Field(gt=0, le=1)]
+PROMPTS = "configs/prompts"
+
+
+class Asking(Filter):
+    """What these filters share; `judging` is what one of them is about."""
+
+    engine: EngineConfig
+    shard: Annotated[PositiveInt, RUNTIME] = 256
+
+    def check(self) -> None:
+        check_engine(self.engine)
+
+    def judging(self, step: Step) -> AbstractContextManager[Whys]:
+        """What judges rows, for as long as the block lasts."""
+        raise NotImplementedError
+
+    def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
+        """Asks shard by shard; the engine comes up when there is something to ask."""
+        out = Out(step.folder, step.store)
+        with ExitStack() as stack:
+            engines: list[Engine] = []
+            whys_of = stack.enter_context(self.judging(step))
+
+            def ask(requests: list[Request]) -> list[Reply]:
+                if requests and not engines:
+                    engines.append(stack.enter_context(open_engine(self.engine)))
+                return engines[0].generate(requests) if requests else []
+
+            def work(chunk: list[QA]) -> Batch[QA]:
+                whys = whys_of(chunk, ask)
+                kept = [row for row in chunk if not whys.get(row.id)]
+                return Batch({"kept": kept}, [self.dropped(row, whys[row.id]) for row in chunk if whys.get(row.id)])
+
+            ports: dict[str, type[Row]] = {"kept": QA}
+            out.map_rows(rows, step.total, work, ports, shard=self.shard, label=f"asked: {self.filter}")
+        for aside in read_parquet(sorted((out.path / "dropped").glob("part-*.parquet")), Dropped):
+            step.aside(aside)
+        yield from read_parquet(sorted((out.path / "kept").glob("part-*.parquet")), QA, step.store.blobs)
+
+
+class Blind(Asking):
+    """Questions that a model answers rightly without the image, or with another one in its place: they teach and
+    measure nothing about seeing. Kinds with few possible answers are left alone: of those a guesser would remove the
+    answers it likes best and skew the rest."""
+
+    filter: Literal["blind"] = "blind"
+    prompt: FileRef = f"{PROMPTS}/default/blind.jinja"  # variable question
+    other_images: Annotated[str | None, Ref(ImageRow)] = None  # a manifest: also asked with one of its images
+    samples: PositiveInt = 4
+    drop_at_share_right: Share = 0.5
+    skip_kinds: list[str] = ["yesno", "compare", "unanswerable"]
+    answer_after: str | None = None  # the answer is what stands behind the last such marker
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    max_tokens: PositiveInt = 64
+
+    def check(self) -> None:
+        check_shows(self.prompt, "question")
+        super().check()
+
+    @contextmanager
+    def judging(self, step: Step) -> Iterator[Whys]:
+        images = rows_of(self.other_images, ImageRow) if self.other_images else iter(())
+        pairs = ((str(n), json.dumps([row.id, row.images[0]])) for n, row in enumerate(images))
+        with Texts(step.folder / "images.sqlite", pairs) as others:
+
+            def whys(rows: list[QA], ask: Ask) -> dict[str, str]:
+                chosen = {row.id: row for row in rows if row.kind not in self.skip_kinds}
+                requests = [request for row in chosen.values() for request in self._requests(row, step, others)]
+                replies = {reply.id: reply for reply in ask(requests)}
+                found: dict[str, str] = {}
+                for request in requests:
+                    _, row_id = request.id.split(" ", 1)
+                    how = "with another image" if request.images else "without the image"
+                    found[row_id] = found.get(row_id) or self._why(chosen[row_id], replies.get(request.id), how)
+                return found
+
+            yield whys
+
+    def _requests(self, row: QA, step: Step, others: Texts) -> Iterator[Request]:
+        messages = [Message(role="user", content=render(shipped(self.prompt), question=text_of(row.prompt)))]
+        yield self._request(f"blind {row.id}", messages, [], row_seed(step.seed, row.id, "blind"))
+        if len(others):
+            place = row_seed(step.seed, row.id, "other image") % len(others)
+            drawn = (json.loads(others[str((place + n) % len(others))] or "") for n in range(len(others)))
+            path = next((path for image_id, path in drawn if image_id != row.image_id), None)
+            if path is not None:
+                yield self._request(f"other {row.id}", row.prompt, [path], row_seed(step.seed, row.id, "other"))
+
+    def _request(self, name: str, messages: list[Message], images: list[str], seed: int) -> Request:
+        sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
+        return Request(id=name, messages=messages, images=images, n=self.samples, sampling=sampling, seed=seed)
+
+    def _why(self, row: QA, reply: Reply | None, how: str = "without the image") -> str:
+        if reply is None or reply.error or not reply.texts:
+            return unanswered(reply)
+        right = sum(is_right(text, text_of(row.completion), self.answer_after) for text in reply.texts)
+        if right / len(reply.texts) < self.drop_at_share_right:
+            return ""
+        return f"{right} of {len(reply.texts)} answers are right {how}"
+
+
+class RoundTrip(Asking):
+    """Answers that a model which sees the image does not come to when it is asked the question again: too few of its
+    answers agree. Long answers never do word for word, so their kinds are left alone."""
+
+    filter: Literal["round_trip"] = "round_trip"
+    prompt: FileRef | None = None  # a template around the question: variable question
+    system: str = ""
+    samples: PositiveInt = 4
+    min_agreement: Share = 0.5
+    skip_kinds: list[str] = ["describe"]
+    answer_after: str | None = None  # the answer is what stands behind the last such marker
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    max_tokens: PositiveInt = 256
+
+    def check(self) -> None:
+        if self.prompt is not None:
+            check_shows(self.prompt, "question")
+        super().check()
+
+    @contextmanager
+    def judging(self, step: Step) -> Iterator[Whys]:
+        def whys(rows: list[QA], ask: Ask) -> dict[str, str]:
+            chosen = [row for row in rows if row.kind not in self.skip_kinds]
+            replies = {reply.id: reply for reply in ask([self._request(row, step.seed) for row in chosen])}
+            return {row.id: self._why(row, replies.get(row.id)) for row in chosen}
+
+        yield whys
+
+    def _request(self, row: QA, seed: int) -> Request:
+        return Request(
+            id=row.id,
+            messages=asked(row.prompt, self.prompt, self.system),
+            images=row.images,
+            n=self.samples,
+            sampling=Sampling(temperature=self.temperature, max_tokens=self.max_tokens),
+            seed=row_seed(seed, row.id, "round trip"),
+        )
+
+    def _why(self, row: QA, reply: Reply | None) -> str:
+        if reply is None or reply.error or not reply.texts:
+            return unanswered(reply)
+        agree = sum(is_right(text, text_of(row.completion), self.answer_after) for text in reply.texts)
+        if agree / len(reply.texts) >= self.min_agreement:
+            return ""
+        said = next(t for t in reply.texts if not is_right(t, text_of(row.completion), self.answer_after))
+        return f"{agree} of {len(reply.texts)} answers agree when it is asked again; one says {said[:200]!r}"
+
+
+class Claims(Asking):
+    """Answers of which a claim, asked back of the image, is not confirmed (RLAIF-V, arXiv 2405.17220, section 3.2, as a
+    filter: the answer is taken apart into claims, then each is asked about by itself)."""
+
+    filter: Literal["claims"] = "claims"
+    split: FileRef = f"{PROMPTS}/claims/split.jinja"  # variables question, answer; a claim a line after "- "
+    ask: FileRef = f"{PROMPTS}/claims/ask.jinja"  # variables claim, question; answered by yes or no
+    min_share_true: Share = 1.0
+    skip_kinds: list[str] = ["unanswerable"]
+    most: PositiveInt = 16  # claims of an answer that are asked about, the first ones
+    max_tokens: PositiveInt = 512
+
+    def check(self) -> None:
+        check_shows(self.split, "answer", question="x")
+        check_shows(self.ask, "claim", question="x")
+        super().check()
+
+    @contextmanager
+    def judging(self, step: Step) -> Iterator[Whys]:
+        def whys(rows: list[QA], ask: Ask) -> dict[str, str]:
+            chosen = {row.id: row for row in rows if row.kind not in self.skip_kinds}
+            apart = ask([self._request(row.id, self.split, [], self.max_tokens, row) for row in chosen.values()])
+            claims = {reply.id: claims_in(reply.texts[0])[: self.most] if reply.texts else [] for reply in apart}
+            errors = {reply.id: reply.error for reply in apart if reply.error}
+            requests = [
+                self._request(f"{n} {name}", self.ask, chosen[name].images, 8, chosen[name], claim=claim)
+                for name, found in claims.items()
+                for n, claim in enumerate(found)
+            ]
+            said = {reply.id: reply for reply in ask(requests)}
+            verdicts: dict[str, str] = {}
+            for name, found in claims.items():
+                replies = [said.get(f"{n} {name}") for n in range(len(found))]
+                verdicts[name] = errors.get(name, "") or self._why(found, replies)
+            return verdicts
+
+        yield whys
+
+    def _request(self, name: str, template: str, images: list[str], most: int, row: QA, **more: str) -> Request:
+        shown = {"question": text_of(row.prompt), **(more or {"answer": text_of(row.completion)})}
+        text = render(shipped(template), **shown)
+        sampling = Sampling(temperature=0.0, max_tokens=most)
+        return Request(id=name, messages=[Message(role="user", content=text)], images=images, sampling=sampling)
+
+    def _why(self, claims: list[str], replies: list[Reply | None]) -> str:
+        for reply in replies:
+            if reply is None or reply.error or not reply.texts:
+                return unanswered(reply)
+        true = [claim for claim, r in zip(claims, replies, strict=True) if r and first_word(r.texts[0]) == "yes"]
+        if not claims or len(true) / len(claims) >= self.min_share_true:
+            return ""
+        denied = next(claim for claim in claims if claim not in true)
+        return f"{len(true)} of {len(claims)} claims are confirmed by the image; not {denied[:200]!r}"
+
+
+class Moderation(Asking):
+    """Questions with answers that a moderation model of the Llama Guard kind calls unsafe. Its own chat template holds
+    the instruction and the categories."""
+
+    filter: Literal["moderation"] = "moderation"
+
+    @contextmanager
+    def judging(self, step: Step) -> Iterator[Whys]:
+        def whys(rows: list[QA], ask: Ask) -> dict[str, str]:
+            replies = {reply.id: reply for reply in ask([self._request(row) for row in rows])}
+            return {row.id: self._why(replies.get(row.id)) for row in rows}
+
+        yield whys
+
+    def _request(self, row: QA) -> Request:
+        turns = [turn for turn in (*row.prompt, *row.completion) if turn.role != "system"]
+        return Request(id=row.id, messages=turns, images=row.images, sampling=Sampling(temperature=0.0, max_tokens=64))
+
+    def _why(self, reply: Reply | None) -> str:
+        if reply is None or reply.error or not reply.texts:
+            return unanswered(reply)
+        verdict, *categories = reply.texts[0].split()
+        if verdict.lower() not in ("safe", "unsafe"):
+            return f"the guard said neither safe nor unsafe: {reply.texts[0][:80]!r}"
+        return "" if verdict.lower() == "safe" else " ".join(["the guard says unsafe", *categories])
+
+
+def unanswered(reply: Reply | None) -> str:
+    return f"the model did not answer: {reply.error if reply else 'no reply'}"
+
+
+def claims_in(text: str) -> list[str]:
+    """The claims of a reply, a line each after `- `."""
+    return [
+        line.strip()[2:].strip() for line in text.splitlines() if line.strip().startswith("- ") and line.strip()[2:]
+    ]
+
+
+def first_word(text: str) -> str:
+    """The first word of a text in lower case, without punctuation."""
+    return (text.split() or [""])[0].strip(".,;:!?*\"'").lower()
+
+
+def is_right(text: str, answer: str, marker: str | None) -> bool:
+    """Whether a text gives the answer: equal but for case and closing punctuation, or a number within 5 %."""
+    said, right = final_answer(text, marker), reference_answer(answer, marker)
+    return said is not None and bool(exact(said, right) or relaxed(said.rstrip("."), right.rstrip(".")))

@@ -1,0 +1,294 @@
+"""Filter `grounding`: an answer is held against the text form of its image (fields, table, OCR boxes, plain text).
+
+In: rows of questions and the manifest with the text forms. Out: the rows whose answers the text form supports, or
+cannot settle. Values may differ in case, spaces, line breaks and punctuation, amounts in their currency sign and
+decimals, dates in their form; a digit or a word that is another one is not supported.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
+
+from align.artifact import rows as rows_of
+from align.metrics import final_answer, normalise, reference_answer
+from align.records import QA, ImageRow, text_of
+from align.stage import Ref
+from data_gen.evidence import Evidence, dates_in, digits, find, numbers_in, words_of
+from data_gen.facts import Fact, amount, dates, quantity, same, year
+from data_gen.predicates import Filter, Step
+from data_gen.spill import Texts
+
+UNSETTLED_KINDS = ("count", "compare", "locate", "yesno")
+"""Kinds whose answers need not stand in the text form: what no rule here can work out is believed."""
+_REFUSAL = re.compile(
+    r"\bnot (?:be )?(?:in|on|shown|visible|given|stated|present|available|mentioned|included|specified|possible)\b"
+    r"|\b(?:can ?not|can't|unable to|impossible to) (?:be )?(?:determined?|tell|say|see|read|answer)"
+    r"|\b(?:does|do)(?: not|n't) (?:show|say|give|contain|state|include|mention|provide)|^(?:unknown|none|n/?a)\.?$"
+    r"|\bno (?:such )?information\b",
+    re.IGNORECASE,
+)
+_NEGATION = {"not", "no", "never", "neither", "nor", "isn", "wasn", "nicht", "kein", "keine", "pas", "non", "não"}
+_WRAPPING = """
+    a an and are as at be been by can comes dated following for from given has have he her his how in is it its made of
+    on or our per printed receipt invoice bill document image picture chart table page photo scan text reads read says
+    said shown shows show stands states stated that the their there they this to was were what when where which who with
+    written your you here see seen name named called value amount total date address number equals bar paid issued
+    located company store shop merchant seller vendor rm usd eur myr der die das ist am im le la les est de du des il lo
+    el un una en
+"""
+_FILLER = frozenset(_WRAPPING.split())
+"""Words that answers wrap values in."""
+_TOTALS = frozenset(
+    ["total", "totals", "paid", "sum", "due", "cash", "amount", "net", "jumlah", "cost", "charged", "pay", "payable"]
+)
+
+
+class Grounding(Filter):
+    """Answers that the text form of the image contradicts, or does not hold."""
+
+    filter: Literal["grounding"] = "grounding"
+    images: Annotated[str, Ref(ImageRow)]  # the manifest, whose text forms are the evidence
+    answer_after: str | None = None  # the answer is what stands behind the last such marker
+
+    def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
+        forms = ((r.id, r.text_form) for r in rows_of(self.images, ImageRow) if r.text_form is not None)
+        with Texts(step.folder / "text-forms.sqlite", forms) as texts:
+            last, evidence = "", None
+            for row in rows:
+                if row.image_id != last:
+                    form = texts[row.image_id]
+                    last, evidence = row.image_id, Evidence.of(form) if form is not None else None
+                why = self.judge(row, evidence)
+                if why:
+                    step.aside(self.dropped(row, why))
+                else:
+                    yield row
+
+    def judge(self, row: QA, evidence: Evidence | None) -> str:
+        """What speaks against the answer of a row, empty where nothing does."""
+        if evidence is None:
+            return "the image has no text form to hold the answer against"
+        answer = text_of(row.completion)
+        said = final_answer(answer, self.answer_after)
+        if said is None:
+            said = reference_answer(answer, self.answer_after)
+        return contradiction(text_of(row.prompt), said, evidence, row.kind)
+
+
+def contradiction(question: str, answer: str, evidence: Evidence, kind: str = "") -> str:
+    """Why the evidence does not support an answer, empty where it does or where nothing in it settles the question."""
+    asked = evidence.named(question)
+    if _REFUSAL.search(answer) and len(words_of(answer)) <= 30:
+        there = [f for f in evidence.named(question, aliases=False) if kind != "unanswerable" or not f.label.islower()]
+        return f"the text form gives the {there[0].label}: {there[0].value}" if there and kind != "yesno" else ""
+    right = settle(question, evidence)
+    if right is not None:
+        return "" if _agrees(answer, right) else f"by the text form the answer is {right}"
+    if kind in UNSETTLED_KINDS or normalise(answer) in ("yes", "no") or _counts(question):
+        return ""
+    listed = _listed(answer, evidence)
+    if listed is not None:
+        return listed
+    if asked:
+        values = {f.label: f.value for f in asked}
+        if not any(says(answer, f.value, question, evidence) for f in asked):
+            named = " or ".join(f"the {label} is {value}" for label, value in values.items())
+            return f"by the text form {named}"
+        also = [f for f in evidence.named(answer, aliases=False) if f not in asked]
+        wrong = next((f for f in also if not _holds(answer, f.value)), None)
+        return f"by the text form the {wrong.label} is {wrong.value}" if wrong else ""
+    if evidence.facts and any(says(answer, fact.value, question, evidence) for fact in evidence.facts):
+        return ""
+    if evidence.facts and _covered(answer, question, evidence):
+        return ""
+    held = not evidence.named_by_fields and _read_in(answer, question, evidence)
+    return "" if held else "the text form does not hold the answer"
+
+
+def says(answer: str, value: str, question: str, evidence: Evidence) -> bool:
+    """Whether an answer gives a value, whole or in part, and no number that stands nowhere else."""
+    number, days = amount(value), dates(value)
+    rest = answer
+    if number is not None and not days:
+        hits = [spelling for n, spelling in numbers_in(answer) if n == number]
+        if not hits:
+            return False
+        rest = answer.replace(hits[0], " ", 1)
+    elif days and (given := dates_in(answer)):
+        hits = [spelling for d, spelling in given if d & days]
+        if not hits:
+            return False
+        for _, spelling in given:
+            rest = rest.replace(spelling, " ")
+    elif span := find(value, answer):
+        rest = f"{answer[: span[0]]} {answer[span[1] :]}"
+    elif find(answer, value):
+        return True
+    else:
+        return _part(answer, value, question)
+    known = evidence.numbers | set(digits(question))
+    return set(digits(rest)) <= known and not (_NEGATION & set(words_of(rest)) - set(words_of(question)))
+
+
+def settle(question: str, evidence: Evidence) -> str | None:
+    """The answer that follows from named values: a statement that is true or not, an amount against another, a date
+    against a year, how many of a list. None where this is not such a question."""
+    if many := re.fullmatch(r"How many of these does the image give: (.+)\?", question):
+        labels = {f.label for f in evidence.facts}
+        return str(sum(name in labels for name in many[1].split(", "))) if labels else None
+    if many := re.fullmatch(r"How many of these statements are true of the image: (.+)\?", question):
+        truths = [_true(statement, evidence) for statement in many[1].split("; ")]
+        return None if any(t is None for t in truths) else str(sum(map(bool, truths)))
+    if many := re.fullmatch(r"How many (.+) are there\?", question):
+        return next((str(size) for what, size in evidence.sizes if what == many[1]), None)
+    if which := re.fullmatch(r"Which is (larger|smaller|more|less), the (.+) or the (.+)\?", question):
+        return _larger(which[2], which[3], which[1] in ("larger", "more"), evidence)
+    if quoted := re.fullmatch(r'Does the text "(.+)" appear in the image\?', question):
+        return "yes" if any(find(quoted[1], text) for text in evidence.texts) else "no"
+    if is_it := re.fullmatch(r"(?:Is|Was) the (.+?)\s*\?", question, re.DOTALL):
+        truth = _true(is_it[1], evidence)
+        return truth if isinstance(truth, str) or truth is None else ("yes" if truth else "no")
+    return None
+
+
+def _true(statement: str, evidence: Evidence) -> bool | str | None:
+    """Whether `[the] LABEL [is] VALUE` holds; the word that is right for `more or less than`, `before or after`."""
+    text = re.sub(r"^the ", "", statement.strip())
+    if quoted := re.fullmatch(r'it holds the text "(.+)"', text):
+        return any(find(quoted[1], each) for each in evidence.texts)
+    facts = [f for f in evidence.facts if text.lower().startswith(f.label.lower() + " ")]
+    if not facts:
+        return None
+    fact = max(facts, key=lambda f: len(f.label))
+    rest = re.sub(r"^is ", "", text[len(fact.label) :].strip())
+    number = quantity(fact)
+    if (more := re.fullmatch(r"(more|less)( or (?:more|less))? than (\S+)", rest)) and number is not None:
+        limit = amount(more[3])
+        if limit is None or number == limit:
+            return None
+        word = "more" if number > limit else "less"
+        return word if more[2] else word == more[1]
+    if when := re.fullmatch(r"(before|after)( or (?:before|after))? the year (\d{4})", rest):
+        known = year(fact.value)
+        if known is None or known == int(when[3]):
+            return None
+        word = "after" if known > int(when[3]) else "before"
+        return word if when[2] else word == when[1]
+    return _is_value(rest, fact)
+
+
+def _is_value(text: str, fact: Fact) -> bool | None:
+    """Whether a text is the value of a fact; None where it is no value of that sort, or nearly this one."""
+    if amount(fact.value) is not None:
+        return amount(text) == amount(fact.value) if amount(text) is not None else None
+    if dates(fact.value):
+        return bool(dates(text) & dates(fact.value)) if dates(text) else None
+    if find(text, fact.value) or find(fact.value, text):
+        return True
+    looks_like_one = any(c.isupper() or c.isdigit() for c in text)
+    return False if looks_like_one and not same(text, fact.value) else None
+
+
+def _larger(a: str, b: str, larger: bool, evidence: Evidence) -> str | None:
+    found = {f.label: quantity(f) for f in evidence.facts if f.label in (a, b)}
+    x, y = found.get(a), found.get(b)
+    if x is None or y is None or x == y:
+        return None
+    return a if (x > y) == larger else b
+
+
+def _agrees(answer: str, right: str) -> bool:
+    said, wanted = words_of(answer), words_of(right)
+    if right in ("yes", "no"):
+        return said[:1] == wanted
+    if right in ("more", "less", "before", "after"):
+        other = {"more": "less", "less": "more", "before": "after", "after": "before"}[right]
+        return right in said and other not in said
+    if right.isdigit():
+        return [n for n, _ in numbers_in(answer)] == [float(right)]
+    return find(right, answer) is not None
+
+
+def _listed(answer: str, evidence: Evidence) -> str | None:
+    """For answers that list `label: value`, one after the other: what is wrong with them; None for all others."""
+    by_label = {f.label.lower(): f for f in evidence.facts}
+    parts = re.split(r"[;\n]\s*", answer.strip())
+    pairs = [re.fullmatch(r"[-*\s]*([^:]+?)\s*:\s*(.+?)[\s.]*", part, re.DOTALL) for part in parts]
+    if not by_label or not all(pairs):
+        return None
+    for pair in pairs:
+        fact = by_label.get(pair[1].lower()) if pair else None
+        if pair is None or fact is None:
+            return None
+        if not _holds(pair[2], fact.value) and not find(pair[2], fact.value):
+            return f"by the text form the {fact.label} is {fact.value}"
+    return ""
+
+
+def _holds(answer: str, value: str) -> bool:
+    """Whether the whole value stands in an answer, in any form."""
+    if dates(value):
+        return any(days & dates(value) for days, _ in dates_in(answer))
+    if amount(value) is not None:
+        return any(number == amount(value) for number, _ in numbers_in(answer))
+    return find(value, answer) is not None
+
+
+def _part(answer: str, value: str, question: str) -> bool:
+    """Whether an answer is a part of the value, at least a word of it, and words that wrap it."""
+    spare = _FILLER | set(words_of(question))
+    tokens = list(re.finditer(r"\S+", answer))
+    for size in range(len(tokens), 0, -1):
+        for start in range(len(tokens) - size + 1):
+            run = answer[tokens[start].start() : tokens[start + size - 1].end()]
+            if set(words_of(run)) <= spare or not find(run, value):
+                continue
+            rest = f"{answer[: tokens[start].start()]} {answer[tokens[start + size - 1].end() :]}"
+            return set(words_of(rest)) <= spare and not _NEGATION & set(words_of(rest))
+    return False
+
+
+def _read_in(answer: str, question: str, evidence: Evidence) -> bool:
+    """Whether running texts hold an answer: its dates and its amount in any form, its other words in one run, or in
+    runs of two or more that follow each other there, but for the words that wrap them. An amount that is asked for as
+    the total stands on a line that speaks of one, where there is such a line."""
+    rest, spare = answer, _FILLER | set(words_of(question))
+    dated = [(days, spelling) for days, spelling in dates_in(answer)]
+    for days, spelling in dated:
+        if not any(days & there for text in evidence.texts[:1] for there, _ in dates_in(text)):
+            return False
+        rest = rest.replace(spelling, " ; ", 1)
+    numbers = numbers_in(rest)
+    if len(numbers) == 1 and set(words_of(rest.replace(numbers[0][1], " ", 1))) <= spare:
+        lines = [line for line in evidence.lines if set(words_of(line)) & _TOTALS]
+        there = {n for line in lines for n, _ in numbers_in(line)} if set(words_of(question)) & _TOTALS else set()
+        return numbers[0][0] in (there or {n for text in evidence.texts[:1] for n, _ in numbers_in(text)})
+    return any(_runs(rest, spare, text, bool(dated)) for text in evidence.texts)
+
+
+def _runs(answer: str, spare: set[str] | frozenset[str], text: str, found: bool) -> bool:
+    tokens = list(re.finditer(r"[^\W_]+", answer))
+    runs, singles, at = 0, 0, 0
+    while at < len(tokens):
+        start = tokens[at].start()
+        size = next(
+            (n for n in range(len(tokens) - at, 0, -1) if find(answer[start : tokens[at + n - 1].end()], text)), 0
+        )
+        if size and not {t[0].casefold() for t in tokens[at : at + size]} <= spare:
+            runs, singles = runs + 1, singles + (size == 1)
+        elif tokens[at][0].casefold() not in spare:
+            return False
+        at += max(size, 1)
+    return runs == 1 or (runs > 1 and not singles) or (found and not runs)
+
+
+def _covered(answer: str, question: str, evidence: Evidence) -> bool:
+    """Whether every word of an answer stands in the evidence, in the question or wraps what does: for answers about no
+    one named value, such as the name of the bar that is tallest."""
+    known = {w for f in evidence.facts for w in words_of(f"{f.label} {f.value}")} | set(words_of(question)) | _FILLER
+    said = words_of(answer)
+    return bool(said) and set(said) <= known
+
+
+def _counts(question: str) -> bool:
+    return bool(re.match(r"\s*(?:how many|count)\b", question, re.IGNORECASE))
