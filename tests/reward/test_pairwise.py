@@ -159,7 +159,7 @@ def test_draws_follow_the_seed() -> None:
 def test_mistakes(tmp_path: Path) -> None:
     rubric = tmp_path / "r.jinja"
     rubric.write_text("{{ first }}")
-    with pytest.raises(UserError, match="never shows .. second"):
+    with pytest.raises(UserError, match=r"never shows .. second"):
         read_reward(judge("http://127.0.0.1:1", rubric=str(rubric))).check()
     with pytest.raises(UserError, match=r"mode.*rating"):
         read_reward({**judge("http://127.0.0.1:1"), "mode": "pair"})

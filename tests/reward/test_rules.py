@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
+from align.records import Message
 from reward.base import Score
 from reward.load import read_reward
 from reward.rules import Rules
@@ -52,6 +53,70 @@ def value(rule: dict[str, Any], text: str, reference: str | None = None, **more:
 )
 def test_values(rule: dict[str, Any], text: str, reference: str | None, expected: float) -> None:
     assert value(rule, text, reference) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "relaxed", "anls"),
+    [
+        # relaxed accuracy as pix2struct's metrics.py has it; ANLS of ST-VQA, tau 0.5
+        ("105", "100", 1, 2 / 3), ("105.01", "100", 0, 0.5), ("95", "100", 1, 0), ("94.9", "100", 0, 0),
+        ("12 kg", "12", 0, 0), ("12 kg", "12 kg", 1, 1), ("12kg", "12 kg", 0, 0.8),
+        ("12%", "12", 0, 2 / 3), ("12%", "0.12", 1, 0), ("12%", "12%", 1, 1), ("0.125", "12%", 1, 0),
+        ("1,000", "1000", 0, 0.8), ("1,000", "1,000", 1, 1), ("1 000", "1000", 0, 0.8),
+        ("-5", "5", 0, 0.5), ("-5", "-5.2", 1, 0.5), ("5", "-5", 0, 0.5), ("-0", "0", 0, 0.5),
+        ("2010", "2019", 1, 0.75),  # a year is a number to it: five per cent of 2019 are a hundred years
+        ("0", "0", 1, 1), ("0.0", "0", 0, 0), ("0.001", "0", 0, 0),
+        ("", "12", 0, 0), ("Paris", "paris", 1, 1), ("Paris.", "Paris", 0, 5 / 6), ("nan", "nan", 1, 1),
+        ("inf", "100", 0, 0), ("1e2", "100", 1, 0), ("$5", "5", 0, 0.5), ("٥", "5", 1, 0),
+    ],
+)  # fmt: skip
+def test_relaxed_and_anls_on_adversarial_answers(text: str, reference: str, relaxed: float, anls: float) -> None:
+    assert value({"rule": "relaxed"}, text, reference) == relaxed
+    assert value({"rule": "anls"}, text, reference) == pytest.approx(anls)
+
+
+SENTENCES = {
+    "en": "There are two red cars in front of the house.",
+    "de": "Vor dem Haus stehen zwei rote Autos.",
+    "fr": "Il y a deux voitures rouges devant la maison.",
+    "it": "Ci sono due auto rosse davanti alla casa.",
+    "pt": "Há dois carros vermelhos em frente à casa.",
+    "hi": "घर के सामने दो लाल कारें हैं।",
+    "es": "Hay dos coches rojos delante de la casa.",
+    "th": "มีรถสีแดงสองคันอยู่หน้าบ้าน",
+}
+
+
+@pytest.mark.parametrize("wanted", SENTENCES)
+def test_languages(wanted: str) -> None:
+    for code, text in SENTENCES.items():
+        assert value({"rule": "language", "language": wanted}, text) == float(code == wanted)
+
+
+@pytest.mark.parametrize("text", ["42", "", "12 kg", "Paris", "12:30", "?!", "{}", "x"])
+def test_a_text_that_names_no_language_is_in_no_wrong_one(text: str) -> None:
+    assert {value({"rule": "language", "language": code}, text) for code in SENTENCES} == {1.0}
+
+
+def test_other_scripts_are_other_languages() -> None:
+    for text in ("房子前面有两辆红色的汽车。", "Перед домом стоят две красные машины.", "أمام المنزل سيارتان"):
+        assert {value({"rule": "language", "language": code}, text) for code in SENTENCES} == {0.0}
+
+
+def test_the_language_of_the_question() -> None:
+    (rule,) = rules({"rule": "language"}).rules
+
+    def said(question: str, answer: str) -> float:
+        asked = candidate(answer, prompt=[Message(role="user", content=question)])
+        (score,) = Rules(reward="rules", rules=[rule]).score([asked])
+        assert score.value is not None
+        return score.value
+
+    assert said("Wie viele rote Autos stehen vor dem Haus?", SENTENCES["de"]) == 1
+    assert said("Wie viele rote Autos stehen vor dem Haus?", SENTENCES["en"]) == 0
+    assert said("Wie viele rote Autos stehen vor dem Haus?", "2") == 1
+    assert said("42?", SENTENCES["fr"]) == 1  # the question does not say
+    assert said(SENTENCES["th"], SENTENCES["hi"]) == 0
 
 
 @pytest.mark.parametrize(
