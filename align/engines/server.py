@@ -261,7 +261,7 @@ def _first_logprobs(choice: dict[str, Any]) -> dict[str, float]:
     sent none. Tokens of one text (bytes of a longer character) keep the likeliest."""
     try:
         content = choice["logprobs"]["content"]
-        candidates = next((e for e in content if str(e["token"]).strip()), content[0])["top_logprobs"]
+        candidates = next((e for e in content if not str(e["token"]).isspace()), content[0])["top_logprobs"]
         found: dict[str, float] = {}
         for entry in candidates:
             token, value = str(entry["token"]), float(entry["logprob"])

@@ -16,9 +16,10 @@ GRACE_S = 15.0
 
 
 def main(command: list[str]) -> int:
-    """Run `command` until it ends or stdin closes; returns its exit code."""
+    """Run `command` until it ends or stdin closes; returns its exit code, 128 + n where signal n ended it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    # what the asker handed over beside stdin, stdout and stderr is the command's
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, close_fds=False)
     try:
         while child.poll() is None:
             ready, _, _ = select.select([0], [], [], 0.2)
@@ -26,7 +27,7 @@ def main(command: list[str]) -> int:
                 break
     finally:
         stop(child)
-    return child.returncode
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def stop(child: "subprocess.Popen[bytes]") -> None:

@@ -1,176 +1,102 @@
-"""Answers from a vLLM engine in this process (its core and workers are children that it spawns).
+"""Answers from vLLM in a process of the stage's own (`vllm_worker.py`), asked over a socket pair.
 
-Requests are added in order of their image, so that prefix and encoder caches serve the questions of one image; an
-image is known to vLLM by its content hash. A request's draws depend on its own seed: sample i draws with seed + i.
-Batch composition still moves logits in their last digits, and with them, rarely, a token.
+vLLM changes the process that it lives in (threads, random state, torch itself), keeps its memory, and can be ended by
+the system with it; so it lives in a child that is gone when the block ends. The child runs under `supervise.py`: it
+ends with this process however that ends. Its output goes where this process's goes, to the stage's log.
 """
 
-import gc
-import math
 import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from align.engine import VLLM, EngineDied, Reply, Request
-from align.engines.images import digest
-from align.engines.served import chunked_prefill, engine_environment, vllm_folder
-from align.engines.watch import no_orphans
+from align.engines.child import python_module
+from align.engines.served import cpu_build, engine_environment, vllm_folder, weights_bytes
+from align.engines.vllm_worker import REQUESTS, WORD, Order, Word
 from align.errors import UserError
-from align.images import BadImage, open_image
 
-if TYPE_CHECKING:
-    from PIL import Image
-    from vllm import LLM, RequestOutput, SamplingParams
-
-IN_FLIGHT = 512
-"""Requests handed to vLLM before it is waited for: their pixels lie in memory."""
+SMALL = 100_000_000
+"""Bytes of weights under which one thread is the fastest on a CPU."""
 
 
 @contextmanager
 def open_vllm(config: VLLM) -> Iterator["VLLMEngine"]:
     """The engine, up until the block ends. Raises UserError where vLLM is missing or cannot load the model."""
-    folder = vllm_folder(config.model)
-    with _environment(), no_orphans():
-        from vllm import LLM
-
-        try:
-            llm = LLM(
-                str(folder),
-                dtype=config.dtype,
-                max_model_len=config.max_model_len,
-                gpu_memory_utilization=config.gpu_memory_utilization,
-                tensor_parallel_size=config.tensor_parallel_size,
-                enforce_eager=config.enforce_eager,
-                enable_prefix_caching=True,
-                enable_chunked_prefill=chunked_prefill(),
-                trust_remote_code=False,
-            )
-        except Exception as error:  # whatever vLLM raises, the user can only change the config or the machine
-            raise UserError(f"{config.model}: vLLM cannot load this model: {_cause(error)}") from error
-        try:
-            yield VLLMEngine(llm)
-        finally:
-            llm.llm_engine.engine_core.shutdown()
-            del llm
-            gc.collect()
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    added = {name: value for name, value in engine_environment().items() if name not in os.environ}
-    os.environ.update(added)
+    engine = VLLMEngine(config, vllm_folder(config.model))
     try:
-        yield
+        engine.wait_until_ready()
+        yield engine
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        engine.stop()
 
 
 class VLLMEngine:
     """See `align.engine.Engine`."""
 
-    def __init__(self, llm: "LLM") -> None:
-        self._llm = llm
-        self._last: tuple[str, Image.Image, str] | None = None
+    def __init__(self, config: VLLM, folder: Path) -> None:
+        self._model = config.model
+        self._line, theirs = socket.socketpair()
+        self._words = self._line.makefile("rb")
+        order = Order(folder=str(folder), config=config).model_dump_json()
+        command = python_module("align.engines.vllm_worker", str(theirs.fileno()), order)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(Path(__file__).with_name("supervise.py")), *command],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=[theirs.fileno()],
+                env={**_environment(folder), **os.environ},
+            )
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's; vLLM is its child."""
+        return self._process.pid
+
+    def wait_until_ready(self) -> None:
+        """Return when the model is loaded. Raises UserError when it cannot be."""
+        line = self._words.readline()
+        refused = WORD.validate_json(line).refused if line else f"its process {self._end()}"
+        if refused:
+            raise UserError(f"{self._model}: vLLM cannot load this model: {refused}")
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """See `align.engine.Engine.generate`."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        replies: dict[int, Reply] = {}
-        order = iter(sorted(range(len(requests)), key=lambda i: requests[i].images))
         try:
-            while wave := list(islice(order, IN_FLIGHT)):
-                added = [i for i in wave if self._add(requests[i], replies, i)]
-                outputs: list[RequestOutput] = self._llm.wait_for_completion(use_tqdm=False)
-                for i, output in zip(added, outputs, strict=True):  # vLLM returns them in the order they were added
-                    replies[i] = read_output(requests[i], output)
-        except EngineDeadError as error:
-            raise EngineDied(f"vLLM's engine died: {_cause(error)}") from None
-        return [replies[i] for i in range(len(requests))]
+            self._line.sendall(REQUESTS.dump_json(list(requests)) + b"\n")
+            word = WORD.validate_json(line) if (line := self._words.readline()) else Word()
+        except OSError:
+            word = Word()
+        if word.replies is None:
+            raise EngineDied(f"vLLM's engine died: {word.died or f'its process {self._end()}'}")
+        return word.replies
 
-    def _add(self, request: Request, replies: dict[int, Reply], i: int) -> bool:
-        """Hand one request to vLLM; False, with an error reply, where it cannot be asked."""
-        from vllm.v1.engine.exceptions import EngineDeadError
+    def stop(self) -> None:
+        """End vLLM and everything it started."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._words.close()
+        self._line.close()
 
-        try:
-            self._llm.enqueue_chat([self._chat(request)], [_params(request)], use_tqdm=False)
-        except EngineDeadError:
-            raise
-        except BadImage as error:
-            replies[i] = Reply(request.id, error=f"image: {error}")
-        except Exception as error:  # too long a prompt, a template that refuses, a schema that is none
-            replies[i] = Reply(request.id, error=f"{type(error).__name__}: {_cause(error)}")
-        else:
-            return True
-        return False
-
-    def _chat(self, request: Request) -> list[Any]:
-        images = [self._image(path) for path in request.images]
-        chat: list[Any] = []
-        for message in request.messages:
-            content: str | list[dict[str, Any]] = message.content
-            if message.role == "user" and images:
-                content = [{"type": "image_pil", "image_pil": image, "uuid": uuid} for image, uuid in images]
-                content.append({"type": "text", "text": message.content})
-                images = []
-            chat.append({"role": message.role, "content": content})
-        return chat
-
-    def _image(self, path: str) -> "tuple[Image.Image, str]":
-        if self._last is None or self._last[0] != path:
-            self._last = (path, open_image(path), digest(path))
-        return self._last[1], self._last[2]
+    def _end(self) -> str:
+        code = self._process.wait()
+        if code <= 128:
+            return f"ended with exit code {code}"
+        name = signal.Signals(code - 128).name
+        return f"was killed ({name}{': out of memory?' if name == 'SIGKILL' else ''})"
 
 
-def _params(request: Request) -> "SamplingParams":
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-
-    sampling = request.sampling
-    schema = request.json_schema
-    return SamplingParams(
-        n=request.n,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        seed=request.seed,
-        logprobs=request.top_logprobs or None,
-        structured_outputs=StructuredOutputsParams(json=schema) if schema is not None else None,
-    )
-
-
-def read_output(request: Request, output: "RequestOutput") -> Reply:
-    """vLLM's output of one request as a Reply."""
-    if len(output.outputs) != request.n or any(o.finish_reason not in ("stop", "length") for o in output.outputs):
-        reasons = sorted({str(o.finish_reason) for o in output.outputs})
-        return Reply(request.id, error=f"vLLM gave {len(output.outputs)} of {request.n} answers ({', '.join(reasons)})")
-    logprobs: list[dict[str, float]] = []
-    if request.top_logprobs:
-        for one in output.outputs:
-            found: dict[str, float] = {}
-            for entry in _first(one).values():
-                token = entry.decoded_token or ""
-                if (entry.rank is None or entry.rank <= request.top_logprobs) and math.isfinite(entry.logprob):
-                    found[token] = max(entry.logprob, found.get(token, entry.logprob))
-            logprobs.append(found)
-    return Reply(request.id, [o.text for o in output.outputs], [str(o.finish_reason) for o in output.outputs], logprobs)
-
-
-def _first(one: Any) -> dict[int, Any]:
-    """The candidates for an answer's first token that is not white space; its first where all are."""
-    steps = one.logprobs or [{}]
-    for step, token in zip(steps, one.token_ids, strict=False):
-        if token in step and (step[token].decoded_token or "").strip():
-            return dict(step)
-    return dict(steps[0])
-
-
-def _cause(error: BaseException) -> str:
-    """One line that says what went wrong: pydantic puts it on the second, behind `Value error,`."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = next((line for line in lines if line.startswith("Value error, ")), None)
-    line = named.removeprefix("Value error, ") if named else (lines or [type(error).__name__])[0]
-    return line.partition(" [type=")[0][:400]
+def _environment(folder: Path) -> dict[str, str]:
+    """For the child, where the user has not set it. Threads are set before torch is there: without a number vLLM takes
+    one, whatever the size of the model."""
+    found = engine_environment(folder)
+    if cpu_build():
+        threads = 1 if weights_bytes(folder) < SMALL else len(os.sched_getaffinity(0))
+        found["OMP_NUM_THREADS"] = str(threads)
+    return found
