@@ -14,8 +14,9 @@ import click
 
 from align.errors import UserError
 from pipelines.catalog import STAGES
+from pipelines.commands_data import with_explain
 from pipelines.commands_merge import with_folders
-from pipelines.commands_reward import serve_reward, with_files
+from pipelines.commands_reward import bench_reward, serve_reward, with_files
 
 _RUNS = click.option(
     "--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), envvar="VLM_ALIGN_RUNS", show_default=True,
@@ -192,10 +193,12 @@ def _stage_command(kind: str) -> click.Command:
 
     if kind == "merge":
         return with_folders(command)
-    return with_files(command) if kind == "score" else command
+    more = {"score": with_files, "filter": with_explain}.get(kind)
+    return more(command) if more else command
 
 
 cli.add_command(serve_reward)
+cli.add_command(bench_reward)
 
 
 class _StageCommand(click.Command):

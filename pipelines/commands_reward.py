@@ -46,6 +46,23 @@ def score_words(words: tuple[str, ...], allow_urls: bool) -> None:
     click.echo(f"{target}: {counts.answers} answers from {counts.rows} rows{unscored}")
 
 
+@click.command("bench-reward")
+@click.argument("reward")
+@click.argument("file", metavar="FILE")
+@click.argument("out", metavar="OUT.json")
+def bench_reward(reward: str, file: str, out: str) -> None:
+    """Measure a reward on a benchmark's preference pairs.
+
+    FILE is VL-RewardBench's parquet or Multimodal RewardBench's all_data.json (also as .jsonl or .csv), told apart by
+    their columns. OUT.json gets the accuracies by the benchmark's own definition and every pair's scores.
+    """
+    from reward.bench import bench, check_bench, table
+    from reward.load import read_reward
+
+    check_bench(Path(file), Path(out))
+    click.echo(table(bench(read_reward(reward), Path(file), Path(out))))
+
+
 @click.command("serve-reward")
 @click.argument("reward")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")

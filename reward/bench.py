@@ -1,0 +1,216 @@
+"""How often a reward prefers the answer that people prefer, on the preference files of two published benchmarks.
+
+In: a reward and a file (`reward/pairfiles.py`). Out: accuracy by the benchmark's own definition, micro (over all pairs)
+and macro (over its categories), each with a 95 % interval over images, beside the strict one, where an undecided pair
+is wrong; a table by category; every pair's two scores. Scoring is `reward/files.py`'s, so a stopped run continues.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.artifact import write_json
+from align.errors import UserError
+from align.metrics import RESAMPLES, Estimate, bootstrap
+from reward.files import score_file
+from reward.load import Kind
+from reward.pairfiles import SUFFIXES, BadPair, Form, Pair, read_pairs
+
+EQUAL = 1e-9
+"""Scores nearer than this are a tie."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A pair with what the reward made of it. `outcome` is right, wrong, tie, or unscored where one answer or both
+    have no score; `reason` says why. `cluster` is the image."""
+
+    id: str
+    groups: tuple[str, ...]
+    cluster: str
+    better: int
+    scores: tuple[float | None, float | None]
+    outcome: str
+    reason: str = ""
+
+
+def check_bench(source: Path, target: Path) -> None:
+    """The files can be read and written. Raises UserError."""
+    if source.suffix not in SUFFIXES:
+        raise UserError(f"{source}: a file that ends in {', '.join(SUFFIXES)} is expected")
+    if not source.is_file():
+        raise UserError(f"{source}: no such file")
+    if target.suffix != ".json":
+        raise UserError(f"{target}: a file that ends in .json is expected")
+    if source.resolve() == target.resolve():
+        raise UserError(f"{target}: is the input too; nothing is overwritten")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"{target}: no such folder to write into")
+
+
+def bench(config: Kind, source: Path, target: Path) -> dict[str, Any]:
+    """Score both answers of every pair and write the result. Raises UserError, and EngineDied where a model is gone
+    for good; the same call then continues."""
+    check_bench(source, target)
+    config.check()
+    form, _ = read_pairs(source)
+    work = target.with_name(target.name + ".work")
+    asks, scores = work / "asks.jsonl", work / "scores.jsonl"
+    _begin(work, source, config)
+    if not asks.exists():
+        _write_asks(read_pairs(source)[1], asks)
+    if not scores.exists():
+        score_file(config, asks, scores)
+    judged, bad = _judged(read_pairs(source)[1], scores)
+    result = {"reward": config.model_dump(mode="json"), "file": str(source), **report(form, judged), "bad": bad}
+    shown = ("id", "groups", "better", "scores", "outcome", "reason")
+    result["pairs"] = [{name: getattr(pair, name) for name in shown} for pair in judged]
+    write_json(target, result)
+    for path in sorted(work.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    work.rmdir()
+    return result
+
+
+def _begin(work: Path, source: Path, config: Kind) -> None:
+    """What another file or reward left is no use."""
+    stat = source.stat()
+    state = [str(source.resolve()), stat.st_size, stat.st_mtime_ns, config.model_dump(mode="json")]
+    key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    mark = work / "state.json"
+    if mark.is_file() and json.loads(mark.read_text()) == key:
+        return
+    if work.is_dir():
+        for path in sorted(work.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+    write_json(mark, key)
+
+
+def _write_asks(pairs: Iterable[Pair | BadPair], path: Path) -> None:
+    """Pairs as rows that `vlm-align score` reads; the row's number is its id, since benchmarks' ids come twice."""
+    partial = path.with_suffix(".tmp")
+    with partial.open("w", encoding="utf-8") as out:
+        for number, pair in enumerate(pairs):
+            if isinstance(pair, Pair):
+                ask = {"prompt": pair.question, "images": [pair.image], "candidates": list(pair.answers)}
+                out.write(json.dumps({"id": str(number), **ask}) + "\n")
+    partial.replace(path)
+
+
+def _judged(pairs: Iterable[Pair | BadPair], scores: Path) -> tuple[list[Judged], list[dict[str, Any]]]:
+    found: dict[str, dict[int | None, dict[str, Any]]] = {}
+    with scores.open(encoding="utf-8") as lines:
+        for record in map(json.loads, lines):
+            found.setdefault(record["id"], {})[record["candidate"]] = record
+    judged, bad = [], []
+    for number, pair in enumerate(pairs):
+        if isinstance(pair, BadPair):
+            bad.append({"row": number, "reason": str(pair)})
+        else:
+            judged.append(judge(pair, found.get(str(number), {})))
+    return judged, bad
+
+
+def judge(pair: Pair, records: Mapping[int | None, Mapping[str, Any]]) -> Judged:
+    """A pair's outcome from its two scores, by number of the answer."""
+    values = [records[n]["score"] if n in records else None for n in (0, 1)]
+    reason = next((r["reason"] for r in records.values() if r["reason"]), "")
+    cluster = hashlib.sha256(pair.image.encode()).hexdigest()
+    first, second = values
+    if first is None or second is None:
+        outcome = "unscored"
+    elif abs(first - second) <= EQUAL:
+        outcome = "tie"
+    else:
+        outcome = "right" if (first > second) == (pair.better == 0) else "wrong"
+    return Judged(pair.id, pair.groups, cluster, pair.better, (first, second), outcome, reason)
+
+
+def report(form: Form, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Counts and accuracies, of all pairs and of each group in the order of its name."""
+    groups: dict[str, list[Judged]] = {}
+    for pair in judged:
+        for group in pair.groups:
+            groups.setdefault(group, []).append(pair)
+    tops = sorted({pair.groups[0] for pair in judged})
+    return {
+        "benchmark": form.name,
+        "accuracy": form.definition,
+        "micro": _shown(estimate(judged, form.undecided)),
+        "macro": _shown(macro([groups[top] for top in tops], form.undecided)),
+        "strict": _shown(estimate(judged, 0.0)),
+        **counts(judged),
+        "groups": {
+            name: {"accuracy": _shown(estimate(groups[name], form.undecided)), **counts(groups[name])}
+            for name in sorted(groups)
+        },
+    }
+
+
+def counts(judged: Sequence[Judged]) -> dict[str, int]:
+    """How many pairs, and how many of each outcome."""
+    outcomes = [pair.outcome for pair in judged]
+    return {"n": len(judged), **{name: outcomes.count(name) for name in ("right", "wrong", "tie", "unscored")}}
+
+
+def values_of(judged: Sequence[Judged], undecided: float | None) -> tuple[list[float], list[str]]:
+    """What each pair that counts is worth, and its image."""
+    worth = {"right": 1.0, "wrong": 0.0}
+    kept = [(worth.get(pair.outcome, undecided), pair.cluster) for pair in judged]
+    counted = [(value, cluster) for value, cluster in kept if value is not None]
+    return [value for value, _ in counted], [cluster for _, cluster in counted]
+
+
+def estimate(judged: Sequence[Judged], undecided: float | None) -> Estimate | None:
+    """The accuracy with its interval, images resampled; None where no pair counts."""
+    values, clusters = values_of(judged, undecided)
+    return bootstrap(values, clusters) if values else None
+
+
+def macro(groups: Sequence[Sequence[Judged]], undecided: float | None, seed: int = 0) -> Estimate | None:
+    """The mean of the groups' accuracies with its 95 % percentile interval: images are resampled within each group.
+    None where a group has no pair that counts: the mean of the others would be another number."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    means, drawn = [], np.zeros(RESAMPLES)
+    for group in groups:
+        values, clusters = values_of(group, undecided)
+        if not values:
+            return None
+        _, place = np.unique(clusters, return_inverse=True)
+        sums, sizes = np.bincount(place, weights=values), np.bincount(place)
+        for i in range(RESAMPLES):
+            chosen = rng.integers(0, len(sums), len(sums))
+            drawn[i] += sums[chosen].sum() / sizes[chosen].sum() / len(groups)
+        means.append(sums.sum() / sizes.sum())
+    if not means:
+        return None
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(float(np.mean(means)), float(low), float(high))
+
+
+def _shown(found: Estimate | None) -> dict[str, float] | None:
+    return None if found is None else found.as_dict()
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result for a terminal."""
+
+    def line(name: str, accuracy: Mapping[str, float] | None, of: Mapping[str, int] | None) -> str:
+        share = "-" if accuracy is None else f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
+        tail = "" if of is None else "".join(f"{of[key]:>9}" for key in ("n", "right", "wrong", "tie", "unscored"))
+        return f"{name:<28}{share:>24}{tail}"
+
+    heads = "".join(f"{key:>9}" for key in ("n", "right", "wrong", "tie", "unscored"))
+    lines = [f"{result['benchmark']:<28}{'accuracy [95 %]':>24}{heads}"]
+    lines += [line(name, group["accuracy"], group) for name, group in result["groups"].items()]
+    lines += [line("micro", result["micro"], result), line("macro", result["macro"], None)]
+    lines += [line("strict (undecided is wrong)", result["strict"], None)]
+    lines.append(f"accuracy: {result['accuracy']}")
+    if result["bad"]:
+        lines.append(f"{len(result['bad'])} rows are no pairs and count nowhere: {result['bad'][0]['reason']}")
+    return "\n".join(lines)
