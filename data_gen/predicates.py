@@ -50,6 +50,10 @@ class Filter(Config):
         """What speaks against a row, empty where nothing does: for filters that need no other row."""
         raise NotImplementedError
 
+    def figures(self, row: QA) -> str:
+        """What it measures of a row that it can judge alone, for whoever asks why the row passed."""
+        return ""
+
     def dropped(self, row: QA, detail: str) -> Dropped:
         return dropped(row, self.filter, detail)
 
@@ -87,6 +91,10 @@ class Length(Filter):
             if not low <= size <= high:
                 return f"the {name} has {size} words; {low} to {high} are allowed"
         return ""
+
+    def figures(self, row: QA) -> str:
+        question, answer = len(words(text_of(row.prompt))), len(words(text_of(row.completion)))
+        return f"question {question} words, answer {answer}"
 
 
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # Thai, Japanese, Chinese

@@ -63,6 +63,12 @@ class Language(Filter):
                 return f"the {name} is in {found or 'another script'}, not in {' or '.join(self.languages)}"
         return ""
 
+    def figures(self, row: QA) -> str:
+        found = language_of(text_of(row.prompt))
+        return (
+            "the question does not tell its language" if found is None else f"question in {found or 'another script'}"
+        )
+
 
 def language_of(text: str) -> str | None:
     """One of the eight, "" for a script of none of them, None where the text does not tell: too short, or no words of
