@@ -56,6 +56,12 @@ def dotted(path: KeyPath) -> str:
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
 
 
+def undotted(text: str) -> KeyPath:
+    """The path that `dotted` writes as `a.b[0].c`."""
+    parts = re.split(r"\.|\[(\d+)\]\.?", text)
+    return tuple(int(part) if n % 2 else part for n, part in enumerate(parts) if part)
+
+
 def shipped(path: str | Path) -> Path:
     """The path itself where it exists; else, for a path below `configs/`, the file that ships with the package."""
     path = Path(path)
@@ -125,11 +131,10 @@ def parse_overrides(words: Iterable[str]) -> dict[KeyPath, Any]:
         parts = key.split(".")
         if not eq or not all(_KEY.fullmatch(part) for part in parts):
             raise UserError(f"{word!r}: expected key=value{', without spaces around `=`' if key == '' else ''}")
-        path = tuple(int(p) if p.isdigit() else p for part in parts for p in re.split(r"[\[\]]+", part) if p)
         try:
-            found[path] = yaml.safe_load(value) if value else ""
+            found[undotted(key)] = yaml.safe_load(value) if value else ""
         except yaml.YAMLError:
-            found[path] = value
+            found[undotted(key)] = value
     return found
 
 
@@ -243,10 +248,10 @@ def problems_of(
         said[keys] = f"unknown key{hint}"
         said = {k: t for k, t in said.items() if k[:-1] != keys[:-1] or hint != f"; did you mean {str(k[-1])!r}?"}
     for keys, several in wanted.items():
-        words = " or ".join(several)
-        near = get_close_matches(str(given[keys]), re.findall(r"'([^']*)'", words), n=1)
+        either = " or ".join(several)
+        near = get_close_matches(str(given[keys]), re.findall(r"'([^']*)'", either), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        said.setdefault(keys, f"{words} is expected, not {_shown(given[keys])}{hint}")
+        said.setdefault(keys, f"{either} is expected, not {_shown(given[keys])}{hint}")
     return [f"{source.at((*path, *keys))}: {text}" for keys, text in said.items()]
 
 
@@ -254,7 +259,8 @@ def _expected(problem: "ErrorDetails") -> str:
     """What pydantic wanted to stand there, empty where its own message has to do."""
     kind = problem["type"]
     if kind in _BOUNDS:
-        return _BOUNDS[kind].format(**problem["ctx"])
+        bounds = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in problem["ctx"].items()}
+        return _BOUNDS[kind].format(**bounds)
     return "a mapping of keys to values" if kind == "union_tag_not_found" else _WANTED.get(kind.split("_")[0], "")
 
 

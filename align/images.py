@@ -48,7 +48,7 @@ def open_image(source: str | Path | bytes) -> "Image.Image":
     image, _ = _decode(source)
     try:
         return _rgb(image)
-    except Exception as error:
+    except Exception as error:  # conversions of damaged palettes and profiles raise almost anything too
         raise BadImage("broken", _line(error)) from None
 
 
@@ -82,7 +82,7 @@ def _decode(source: str | Path | bytes) -> "tuple[Image.Image, Probe]":
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("bomb", _line(error)) from None
     except UnidentifiedImageError:
-        raise BadImage("unidentified", "empty" if not data else "no known image format") from None
+        raise BadImage("unidentified", _kind(data)) from None
     except Exception as error:  # decoders raise almost anything on damaged data
         short = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise BadImage("truncated" if short else "broken", _line(error)) from None
@@ -104,7 +104,7 @@ def _orientation(image: "Image.Image") -> Any:
     }
     try:
         return turns.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:
+    except Exception:  # damaged tags raise whatever the parser stumbles over: SyntaxError, struct.error, TypeError ...
         return None
 
 
@@ -142,6 +142,20 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
     elif low < 0 or high > 255:
         grey = (grey - low) / (high - low) * 255
     return Image.fromarray(grey.round().astype(np.uint8))
+
+
+_OTHERS = {b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML or SVG", b"%!PS": "PostScript", b"8BPS": "PSD"}
+
+
+def _kind(data: bytes) -> str:
+    """What bytes are that are none of FORMATS, for a person."""
+    if not data:
+        return "empty"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"hevc", b"msf1"):
+        return "HEIC, which is not read here"
+    start = data[:64].lstrip()
+    kind = next((name for magic, name in _OTHERS.items() if start.startswith(magic)), "")
+    return f"{kind}, which is not read here" if kind else "no known image format"
 
 
 def _line(error: BaseException) -> str:

@@ -5,21 +5,22 @@ In: a folder (a stage's or the user's) or a Hugging Face data set, and perhaps a
 """
 
 import hashlib
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from align.artifact import Batch, Out, Store, write_json
+from align.artifact import Batch, Out, Store
 from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, pin
-from align.images import BadImage, probe
+from align.images import BadImage, Probe, probe
 from align.records import ImageRow, Row, Split, dropped, read_parquet, row_id
-from align.stage import RUNTIME, FolderRef, Metrics, Stage
+from align.stage import RUNTIME, Dataset, FolderRef, Metrics, Stage
 
 MIN_SIDE = 8
 """Pixels below which nothing can be asked about an image (spacers, tracking pixels)."""
@@ -49,7 +50,7 @@ class Images(Stage):
     OUTPUTS = {"images": ImageRow}
 
     source: FolderRef | None = None  # a folder of images; with `column`, of a data set's files (parquet, csv, ...)
-    dataset: str | None = None  # a data set on the hub: `org/name` or `org/name@revision`
+    dataset: Annotated[str, Dataset()] | None = None  # on the hub: `org/name` or `org/name@revision`
     column: str | None = None
     dataset_split: str = "train"
     fields: FolderRef | None = None  # text forms: `<same path or stem>.json|csv|txt|md`
@@ -69,18 +70,41 @@ class Images(Stage):
         if self.column is not None and self.split == "folders":
             raise UserError("split: a data set has no folders; give the share for evaluation, such as 0.2")
         for key, folder in (("source", self.source), ("fields", self.fields)):
-            if folder is not None and not Path(folder).is_dir() and not _to_be_made(Path(folder)):
-                raise UserError(f"{key}: {folder!r} is no folder")
+            if folder is not None and not _to_be_made(Path(folder)):
+                check_folder(key, Path(folder))
+        if self.source is not None and not _to_be_made(Path(self.source)):
+            self._listed(fields=self.fields is not None and not _to_be_made(Path(self.fields)))
+
+    def _listed(self, fields: bool) -> "tuple[list[tuple[str, Path]], TextForms | None]":
+        """The files to look at, and their text forms where asked for. Raises UserError where no file can be used."""
+        if self.source is None or self.column is not None:
+            return [], TextForms(Path(self.fields), []) if fields and self.fields else None
+        files = list_files(Path(self.source))[: self.limit]
+        names = [name for name, _ in files]
+        if not files:
+            raise UserError(f"source: there is no file in {self.source}")
+        if self.split == "folders" and not any(map(_side, names)):
+            raise UserError(f"split: 'folders' needs the folders `train` and `eval` below {self.source}")
+        first = problem_of_all(path for _, path in files)
+        if first:
+            raise UserError(f"source: no file of {len(files)} in {self.source} is a usable image; the first: {first}")
+        texts = TextForms(Path(self.fields), names) if fields and self.fields else None
+        if texts is not None and not any(map(texts.file_of, names)):
+            raise UserError(f"fields: no file in {self.fields} has the name of an image and ends in .json, .csv, ...")
+        return files, texts
 
     def run(self, out: Out) -> Metrics:
         for key, folder in (("source", self.source), ("fields", self.fields)):
-            if folder is not None and not Path(folder).is_dir():
-                raise UserError(f"{key}: {folder!r} is no folder")
-        commit = self._commit(out.path / "dataset.json")
-        found, total, names = self._open(out.store, commit)
-        texts = TextForms(Path(self.fields), names) if self.fields is not None else None
-        if texts is not None and names and not any(texts.file_of(name) for name in names):
-            raise UserError(f"fields: no file in {self.fields} has the name of an image and ends in .json, .csv, ...")
+            if folder is not None:
+                check_folder(key, Path(folder))
+        files, texts = self._listed(fields=self.fields is not None)
+        commit = pin(self.dataset, "dataset") if self.dataset is not None else None
+        if files:
+            found: Iterator[Found] = (_from_file(name, path, out.store) for name, path in files)
+            total = len(files)
+        else:
+            name = self.source or (self.dataset or "").partition("@")[0]
+            found, total = from_dataset(name, commit, self.column or "", self.dataset_split, self.limit)
 
         def work(chunk: list[Found]) -> Batch[ImageRow]:
             batch: Batch[ImageRow] = Batch(rows={"images": []})
@@ -97,27 +121,17 @@ class Images(Stage):
         made = read_parquet(sorted((out.path / "images").glob("part-*.parquet")), ImageRow)
         return {**_metrics(made), **({"commit": commit} if commit else {})}
 
-    def _commit(self, path: Path) -> str | None:
-        """The data set's commit, the same one after a stop even where the hub has moved on."""
-        if self.dataset is None:
-            return None
-        if not path.exists():
-            write_json(path, {"commit": pin(self.dataset, "dataset")})
-        return str(json.loads(path.read_text())["commit"])
 
-    def _open(self, store: Store, commit: str | None) -> tuple[Iterator[Found], int, list[str]]:
-        """What there is in a fixed order, how much of it (0 where a data set does not say), the names of files."""
-        if self.column is None and self.source is not None:
-            files = list_files(Path(self.source))[: self.limit]
-            if not files:
-                raise UserError(f"source: there is no file in {self.source}")
-            if self.split == "folders" and not any(_side(name) for name, _ in files):
-                raise UserError(f"split: 'folders' needs the folders `train` and `eval` below {self.source}")
-            found: Iterator[Found] = (_from_file(name, path, store) for name, path in files)
-            return found, len(files), [name for name, _ in files]
-        name = self.source or (self.dataset or "").partition("@")[0]
-        found, total = from_dataset(name, commit, self.column or "", self.dataset_split, self.limit)
-        return found, total, []
+def check_folder(key: str, folder: Path) -> None:
+    """Raises UserError where this is no folder that can be listed."""
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        raise UserError(f"{key}: {folder}: there is no such folder") from None
+    except NotADirectoryError:
+        raise UserError(f"{key}: {folder}: this is a file; a folder is expected") from None
+    except OSError as error:
+        raise UserError(f"{key}: {folder}: the folder cannot be read: {error.strerror}") from None
 
 
 class BadFile(Exception):
@@ -153,9 +167,60 @@ class TextForms:
 
 
 def list_files(folder: Path) -> list[tuple[str, Path]]:
-    """(name below the folder, path) of every file, sorted by name; hidden files and folders are passed over."""
-    files = [(p.relative_to(folder), p) for p in folder.rglob("*") if not p.is_dir()]
-    return sorted((n.as_posix(), p) for n, p in files if not any(part.startswith(".") for part in n.parts))
+    """(name below the folder, path) of every file, sorted by name; hidden files and folders are passed over. A folder
+    that cannot be looked into, or is a link, stands for itself: it is no image, and is said to be none."""
+    found: list[Path] = []
+
+    def closed(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, folders, files in os.walk(folder, onerror=closed):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        found += [Path(place) / name for name in files + links if not name.startswith(".")]
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+
+
+def problem_of_all(paths: Iterable[Path]) -> str:
+    """What is wrong with the first file where not one is a usable image, else empty."""
+    problems = []
+    for path in paths:
+        try:
+            check_file(path)
+            usable(path.read_bytes())
+        except OSError as error:
+            problems.append(f"{path.name}: {error.strerror}")
+        except BadFile as bad:
+            problems.append(f"{path.name}: {bad.reason}" + (f", {bad.detail}" if bad.detail else ""))
+        else:
+            return ""
+    return problems[0]
+
+
+def check_file(path: Path) -> None:
+    """Raises BadFile for what is no file, or too large a one to be a picture; OSError."""
+    if path.is_symlink() and path.is_dir():
+        raise BadFile("unreadable", "a link to a folder, which is not followed")
+    stat = path.stat()
+    if S_ISDIR(stat.st_mode):
+        raise BadFile("unreadable", "the folder cannot be looked into")
+    if not S_ISREG(stat.st_mode):
+        raise BadFile("unreadable", "no ordinary file")
+    if stat.st_size > MAX_BYTES:
+        raise BadFile("too large", f"{stat.st_size} bytes; at most {MAX_BYTES}")
+
+
+def usable(data: bytes) -> Probe:
+    """What the image in `data` is. Raises BadFile where it is none that anything can be asked about."""
+    try:
+        found = probe(data)
+    except BadImage as error:
+        raise BadFile(REASONS.get(error.reason, error.reason), error.detail) from None
+    if min(found.width, found.height) < MIN_SIDE:
+        raise BadFile("too small", f"{found.width} x {found.height} pixels; at least {MIN_SIDE} a side")
+    if max(found.width, found.height) > MAX_RATIO * min(found.width, found.height):
+        raise BadFile("too narrow", f"{found.width} x {found.height} pixels; at most {MAX_RATIO}:1")
+    return found
 
 
 def mark_repeats(found: Iterable[Found]) -> Iterator[Found]:
@@ -175,15 +240,10 @@ def to_row(item: Found, split: float | Literal["folders"], texts: TextForms | No
         raise BadFile(*item.problem.split(": ", 1))
     try:
         data = item.data if item.data is not None else Path(item.path or "").read_bytes()
-        found = probe(data)
+        text = texts.find(item.name) if texts else None
     except OSError as error:
         raise BadFile("unreadable", str(error)) from None
-    except BadImage as error:
-        raise BadFile(REASONS.get(error.reason, error.reason), error.detail) from None
-    if min(found.width, found.height) < MIN_SIDE:
-        raise BadFile("too small", f"{found.width} x {found.height} pixels; at least {MIN_SIDE} a side")
-    if max(found.width, found.height) > MAX_RATIO * min(found.width, found.height):
-        raise BadFile("too narrow", f"{found.width} x {found.height} pixels; at most {MAX_RATIO}:1")
+    found = usable(data)
     if item.first is not None:
         raise BadFile("duplicate", f"the same bytes as {item.first}")
     side = _side(item.name) if split == "folders" else split_of(item.id, split)
@@ -199,7 +259,7 @@ def to_row(item: Found, split: float | Literal["folders"], texts: TextForms | No
         mode=found.mode,
         format=found.format,
         split=side,
-        text_form=texts.find(item.name) if texts else None,
+        text_form=text,
     )
 
 
@@ -217,7 +277,7 @@ def from_dataset(
 
     try:
         stream = datasets.load_dataset(name, split=split, streaming=True, revision=commit)
-    except Exception as error:
+    except Exception as error:  # every builder of `datasets` has errors of its own
         key = "source" if commit is None else "dataset"
         raise UserError(f"{key}: {name}: {(str(error).splitlines() or [''])[0]}") from None
     columns = list(stream.column_names or next(iter(stream), {}))
@@ -244,7 +304,7 @@ def from_value(name: str, value: Any, source: str) -> Found:
 
             with fsspec.open(path, "rb") as file:
                 data = file.read()
-    except Exception as error:
+    except Exception as error:  # every file system of fsspec has errors of its own
         return Found(id=row_id(name), name=name, problem=f"unreadable: {error}")
     if not isinstance(data, bytes):
         what = "an empty cell" if data is None else f"a {type(data).__name__} instead of an image"
@@ -266,13 +326,13 @@ def _from_file(name: str, path: Path, store: Store) -> Found:
         shown = name.encode(errors="replace").decode()
         return Found(id=row_id(shown), name=shown, problem="unreadable: the name of the file is not UTF-8")
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            problem = f"too large: {size} bytes; at most {MAX_BYTES}"
-            return Found(id=row_id(name), name=name, path=str(path), problem=problem)
+        check_file(path)
         return Found(id=store.digest(path), name=name, path=str(path))
     except OSError as error:
-        return Found(id=row_id(name), name=name, path=str(path), problem=f"unreadable: {error.strerror}")
+        problem = f"unreadable: {error.strerror}"
+    except BadFile as bad:
+        problem = f"{bad.reason}: {bad.detail}"
+    return Found(id=row_id(name), name=name, path=str(path), problem=problem)
 
 
 def _bare(name: str) -> str:

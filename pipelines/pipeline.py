@@ -26,6 +26,7 @@ from align.config import (
     read_yaml,
     set_at,
     shipped,
+    undotted,
 )
 from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, RepoType, pin
@@ -206,16 +207,27 @@ def check_steps(pipeline: Pipeline) -> None:
         file = shipped(Path(value).expanduser())
         if not made and ref is not None and ref.to == "file" and file.exists():
             return str(file.absolute())
-        return str(_YET_TO_BE / value.strip("/") / "port")
+        return str(_YET_TO_BE / value.replace("/", "_") / "port")
 
     for step in pipeline.steps:
         try:
             step.stage.map_leaves(stand_in).check()
         except UserError as error:
             lines = [line for line in str(error).splitlines() if str(_YET_TO_BE) not in line]
-            problems += [f"{pipeline.source.at(step.at)}: {line}" for line in lines]
+            problems += [_at_its_key(pipeline.source, step, line) for line in lines]
     if problems:
         raise UserError("\n".join(problems))
+
+
+_KEYED = re.compile(r"(\w+(?:\.\w+|\[\d+\])*): (.*)", re.DOTALL)
+
+
+def _at_its_key(source: Source, step: Step, text: str) -> str:
+    """What a stage's check says, `key: what is wrong`, with the place of the key."""
+    found = _KEYED.fullmatch(text)
+    if found is None or undotted(found[1])[0] not in type(step.stage).model_fields:
+        return f"{source.at(step.at)}: {text}"
+    return f"{source.at((*step.at, *undotted(found[1])))}: {found[2]}"
 
 
 @dataclass
@@ -264,7 +276,8 @@ class _Resolver:
             return self._pinned(value, "dataset")
         path = shipped(Path(value).expanduser())
         if not path.exists():
-            raise UserError(f"{value!r} does not exist")
+            near = get_close_matches(value.partition("/")[0], self.above, n=1) if ref is not None else []
+            raise UserError(f"{value!r} does not exist{f'; did you mean the stage {near[0]!r}?' if near else ''}")
         if ref is not None and ref.to == "folder" and not path.is_dir():
             raise UserError(f"{value!r} is no folder")
         return self._digest(path), str(path.absolute())
@@ -379,7 +392,7 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
             if not resolver.problems:
                 resolved.check()
         except UserError as error:
-            resolver.problems.append(f"{pipeline.source.at(step.at)}: {error}")
+            resolver.problems += [_at_its_key(pipeline.source, step, line) for line in str(error).splitlines()]
         key = _key(step.stage, tree)
         problems += resolver.problems
         artifact = Artifact(store.artifact(step.stage.NAME, key))

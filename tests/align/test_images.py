@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from align.images import MAX_PIXELS, BadImage, open_image, probe
 
@@ -95,6 +95,41 @@ def test_exif_turns_the_picture() -> None:
     assert [upright.getpixel((0, y)) for y in (0, 1)] == [RED, WHITE]
     found = probe(data)
     assert (found.width, found.height, found.rotated) == (1, 2, True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pil_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(noise(), "JPEG", exif=exif, quality=95)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert open_image(data).tobytes() == expected.tobytes()
+
+
+def test_cmyk_photographs_have_their_colours() -> None:
+    ink = (0, 204, 255, 26)  # (1 - ink)(1 - black) of each channel
+    expected = [(255 - c) * (255 - ink[3]) / 255 for c in ink[:3]]
+    found = open_image(encode(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100)).getpixel((8, 8))
+    assert max(abs(f - e) for f, e in zip(found, expected, strict=True)) <= 3
+
+
+def test_sixteen_bit_scans_are_scaled_whatever_their_byte_order() -> None:
+    values = np.array([[0, 1285, 65535]], dtype=np.uint16)
+    for order in ("<u2", ">u2"):
+        tiff = encode(Image.fromarray(values.astype("<u2")), "TIFF")
+        if order == ">u2":
+            big = Image.frombytes("I;16B", (3, 1), values.astype(order).tobytes())
+            tiff = encode(big, "TIFF")
+        assert [open_image(tiff).getpixel((x, 0))[0] for x in range(3)] == [0, 5, 255]
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    frames = [Image.new("RGB", (9, 9), colour) for colour in (RED, WHITE)]
+    for format in ("GIF", "WEBP", "PNG"):
+        data = encode(frames[0], format, save_all=True, append_images=frames[1:])
+        red, green, blue = open_image(data).getpixel((4, 4))
+        assert red > 250
+        assert max(green, blue) < 5
 
 
 def test_one_pixel() -> None:

@@ -73,6 +73,13 @@ GOOD: dict[str, tuple[str, Callable[[], bytes], str, str, tuple[int, int]]] = {
     "grey": ("grey.png", lambda: encode(picture("L"), "PNG"), "PNG", ".png", (40, 30)),
     "sixteen": ("deep.png", lambda: encode(Image.new("I;16", (40, 30), 40_000), "PNG"), "PNG", ".png", (40, 30)),
     "exif": ("turned.jpg", rotated, "JPEG", ".jpg", (30, 40)),
+    "frames": (
+        "two\nlines \u00e9 \u732b.gif",
+        lambda: encode(picture("P"), "GIF", save_all=True, append_images=[picture("P", shade=3)]),
+        "GIF",
+        ".gif",
+        (40, 30),
+    ),
     "suffixless": ("noname", lambda: encode(picture(), "TIFF"), "TIFF", ".tif", (40, 30)),
 }
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -84,6 +91,9 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "README.md": (lambda: b"# no picture", "not an image"),
     "table.csv": (lambda: b"a,b\n1,2\n", "not an image"),
     "empty.jpg": (lambda: b"", "not an image"),
+    "photo.heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(40), "not an image"),
+    "drawing.svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "scan.pdf": (lambda: b"%PDF-1.7\n", "not an image"),
 }
 
 
@@ -125,6 +135,62 @@ def test_what_cannot_be_read_or_is_hidden(tmp_path: Path) -> None:
     kept, aside = make(Images(source=str(source)), tmp_path / "store")
     assert not kept
     assert {n: d.reason for n, d in aside.items()} == {"gone.jpg": "unreadable", "caf?.png": "unreadable"}
+
+
+def test_what_is_no_file_is_set_aside_and_nothing_waits_for_it(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.png").write_bytes(encode(picture(), "PNG"))
+    (source / "again").symlink_to(source)
+    (source / "itself.png").symlink_to(source / "itself.png")
+    os.mkfifo(source / "pipe.png")
+    kept, aside = make(Images(source=str(source)), tmp_path / "store")
+    assert list(kept) == ["a.png"]
+    assert {name: d.reason for name, d in aside.items()} == dict.fromkeys(
+        ("again", "itself.png", "pipe.png"), "unreadable"
+    )
+    assert "a link to a folder" in aside["again"].detail
+
+
+def test_a_folder_that_cannot_be_looked_into_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in"
+    (source / "closed").mkdir(parents=True)
+    (source / "a.png").write_bytes(encode(picture(), "PNG"))
+    real = os.scandir
+
+    def refuses(path: str) -> object:  # who runs the tests as root may look into everything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    kept, aside = make(Images(source=str(source)), tmp_path / "store")
+    assert list(kept) == ["a.png"]
+    assert aside["closed"].detail == "the folder cannot be looked into"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda path: refuses(f"{path}/closed"))
+        with pytest.raises(UserError, match=r"^source: .*cannot be read: Permission denied$"):
+            Images(source=str(source)).check()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "there is no file in"),
+        ({"a.txt": b"text", "b.pdf": b"%PDF-1.7"}, "no file of 2 in .* a.txt: not an image"),
+        ({"dot.png": encode(picture(size=(1, 1)), "PNG")}, "no file of 1 in .* dot.png: too small, 1 x 1"),
+    ],
+)
+def test_a_folder_without_a_usable_image_is_found_at_plan_time(
+    files: dict[str, bytes], said: str, tmp_path: Path
+) -> None:
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        Images(source=str(tmp_path)).check()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"^source: .*/file: this is a file; a folder is expected$"):
+        Images(source=str(tmp_path / "file")).check()
 
 
 def test_a_copy_is_kept_once_and_on_one_side(tmp_path: Path) -> None:
@@ -213,8 +279,8 @@ def test_continues_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ({}, "source, dataset"),
         ({"source": ".", "dataset": "a/b"}, "source, dataset"),
-        ({"source": "/nowhere/at/all"}, "source: '/nowhere/at/all' is no folder"),
-        ({"source": ".", "fields": "/nowhere/at/all"}, "fields: '/nowhere/at/all' is no folder"),
+        ({"source": "/nowhere/at/all"}, "source: /nowhere/at/all: there is no such folder"),
+        ({"source": ".", "fields": "/nowhere/at/all"}, "fields: /nowhere/at/all: there is no such folder"),
         ({"dataset": "a/b"}, "column"),
         ({"dataset": "cifar", "column": "image"}, "org/name"),
         ({"dataset": ".", "column": "image"}, "give it as `source`"),

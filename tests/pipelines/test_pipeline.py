@@ -5,7 +5,7 @@ import pytest
 
 from align.artifact import Store
 from align.errors import UserError
-from pipelines.pipeline import load_pipeline, plan, single
+from pipelines.pipeline import check_steps, load_pipeline, plan, single
 
 GOOD = """
 name: toy
@@ -94,8 +94,36 @@ class TestErrors:
             load_pipeline(write("stages: &a {x: *a}"))
 
     def test_a_stage_checks_its_own_values(self) -> None:
-        with pytest.raises(UserError, match=r"p\.yaml:5: stages\.numbers: n: at least 0 is needed"):
+        with pytest.raises(UserError, match=r"p\.yaml:5: stages\.numbers\.n: at least 0 is needed"):
             plan(load_pipeline(write(GOOD), ("count=-1",)), Store(Path("store")))
+
+    def test_a_parameter_without_a_value_is_named_and_does_not_hinder_validation(self) -> None:
+        text = GOOD.replace("params: {count: 10}", "params: {count: null, spare: null, start: null}")
+        text = text.replace("input: numbers,", "input: '${start}',")
+        with pytest.raises(UserError) as raised:
+            load_pipeline(write(text))
+        assert str(raised.value).splitlines() == [
+            f"p.yaml:3: params.{name}: has no value: give {name}=..." for name in ("count", "start")
+        ]
+        loaded = load_pipeline(Path("p.yaml"), incomplete=True)
+        assert loaded.missing == ("count", "start")
+        with pytest.raises(UserError, match="factor: a whole number is expected"):
+            load_pipeline(Path("p.yaml"), ("scaled.options.factor=x",), incomplete=True)
+
+    def test_what_the_command_line_said_is_named_as_such(self) -> None:
+        with pytest.raises(
+            UserError, match=r"^command line: stages\.scaled\.options\.factor: a whole number is expected"
+        ):
+            load_pipeline(write(GOOD), ("scaled.options.factor=x",))
+        loaded = load_pipeline(write(GOOD), ("trained.others[1]=scaled/even",))
+        assert loaded.steps[2].stage.model_dump()["others"] == ["numbers", "scaled/even"]
+        with pytest.raises(UserError, match=r"trained\.others has 2 items"):
+            load_pipeline(write(GOOD), ("trained.others[2]=numbers",))
+
+    def test_validation_runs_a_stage_s_own_checks(self) -> None:
+        with pytest.raises(UserError, match=r"^p\.yaml:5: stages\.numbers\.n: at least 0 is needed$"):
+            check_steps(load_pipeline(write(GOOD), ("count=-1",)))
+        check_steps(load_pipeline(write(GOOD.replace("n: ", "file: none.txt, n: "))))  # no file is looked for
 
     @pytest.mark.parametrize("word", ["cont=3", "scaled.options.factr=1", "scald.input=x"])
     def test_an_override_of_nothing_is_refused(self, word: str) -> None:
@@ -149,6 +177,38 @@ class TestKeys:
         Path("d").mkdir()
         Path(os.fsdecode(b"d/\xff\xfe.png")).write_text("1")
         assert Store(Path("store")).digest(Path("d")) == Store(Path("store")).digest(Path("d"))
+
+    def test_a_data_set_counts_by_its_commit_and_is_looked_up_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def pinned(commit: str) -> str:
+            def pin(name: str, kind: str) -> str:
+                asked.append((name, kind))
+                return commit * 40
+
+            monkeypatch.setattr("pipelines.pipeline.pin", pin)
+            words = ("dataset=org/name", "column=image")
+            (step,) = plan(single("images", words), Store(Path("store")))
+            assert step.stage.model_dump()["dataset"] == f"org/name@{commit * 40}"
+            return step.key
+
+        assert pinned("a") == pinned("a") != pinned("b")
+        assert asked == [("org/name", "dataset")] * 3
+
+    def test_what_cannot_be_pinned_is_named_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("cache").absolute()))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        text = GOOD.replace("input: scaled/even,", "input: scaled/even, model: org/name,")
+        text += "  again: {stage: train, input: numbers, model: org/name}\n"
+        text += "  last: {stage: train, input: numbers, model: org/b}\n"
+        with pytest.raises(UserError) as raised:
+            plan(load_pipeline(write(text)), Store(Path("store")))
+        lines = str(raised.value).splitlines()
+        assert len(lines) == 2
+        assert lines[0].startswith("p.yaml:7: stages.trained.model: org/name@main: not in the local cache, and the hub")
+        assert lines[1].startswith("p.yaml:9: stages.last.model: org/b@main: ")
+        with pytest.raises(UserError, match=r"^vlm-align images: dataset: org/name@main: .*cannot be reached"):
+            plan(single("images", ("dataset=org/name", "column=image")), Store(Path("store")))
 
     def test_a_value_without_stable_form_raises(self) -> None:
         from align.config import Config

@@ -13,6 +13,9 @@ from tests.pipelines.test_runner import Lines
 PIPELINES = sorted((shipped_root() / "pipelines").glob("*.yaml"))
 STAGES = {"images", "generate", "filter", "sample", "score", "reject", "sft", "dpo", "evaluate"}
 
+WHOLE = {"demo", "receipts", "llama3.2-11b-vision", "qwen2.5-vl-7b", "smolvlm"}
+"""The pipelines that go through every stage."""
+
 
 def words(path: Path, folder: Path) -> tuple[str, ...]:
     """Values for the parameters that a shipped pipeline leaves to the user."""
@@ -21,7 +24,7 @@ def words(path: Path, folder: Path) -> tuple[str, ...]:
 
 
 def test_the_pipelines_that_the_docs_name_are_there() -> None:
-    assert {p.stem for p in PIPELINES} == {"demo", "receipts", "llama3.2-11b-vision", "qwen2.5-vl-7b", "smolvlm"}
+    assert {p.stem for p in PIPELINES} >= WHOLE
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
@@ -29,8 +32,13 @@ def test_every_shipped_pipeline_plans_through_every_stage(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.pipeline.pin", lambda name, kind: "c" * 40)
-    pipeline = load_pipeline(path, words(path, tmp_path))
-    assert {type(s.stage).NAME for s in pipeline.steps} >= STAGES
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.new("RGB", (20, 20)).save(data / "a.png")
+    (data / "a.json").write_text('{"total": "1.00"}')
+    pipeline = load_pipeline(path, words(path, data))
+    if path.stem in WHOLE:
+        assert {type(s.stage).NAME for s in pipeline.steps} >= STAGES
     steps = plan(pipeline, Store(tmp_path / "store"))
     assert len({s.key for s in steps}) == len(steps)
     first = path.read_text().splitlines()[0]
