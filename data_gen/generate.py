@@ -2,65 +2,91 @@
 
 In: the manifest. Out: `QA` rows. A teacher looks at the image (`image`), is given its text form too (`grounded`), or
 there is none and rules make questions from the text form (`fields`). The unit of work is one request, an image and a
-kind of question: rows in are requests, and a request gives up to `per_kind` questions. Replies are parsed strictly; a
-reply or a question that cannot be used is set aside with its reason.
+kind of question: rows in are requests, and a request gives up to `per_kind` questions, or as many as the plan has of a
+kind, difficulty, form and language. Replies are parsed strictly; a reply or a question that cannot be used is set aside
+with its reason.
 """
 
-import hashlib
 import json
 import re
-from collections import Counter
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from align.artifact import Batch, Out, rows
 from align.config import shipped
-from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
+from align.engine import EngineConfig, Reply, Request, check_engine
 from align.errors import UserError, did_you_mean
-from align.metrics import normalise
 from align.records import QA, ImageRow, Message, Row, Sampling, dropped, read_parquet, row_id, row_seed
 from align.stage import RUNTIME, FileRef, Metrics, Ref, Stage
 from align.templates import render
-from data_gen.facts import Facts, is_text, read_facts
+from data_gen.facts import Facts, read_facts
+from data_gen.plan import Plan
+from data_gen.replies import Teachers, Unparsed, compact, digest, judge_items, model_name, parse_reply, reply_schema
 from data_gen.rules import RULES, Pool, in_shares
+from data_gen.spill import Texts
 
 TEMPLATE = "ask.jinja"
-KEYS = {"question", "answer"}
 REPLY_KEPT = 2000
 """Characters of a reply kept beside the reason for which it was set aside."""
 _TAG = re.compile(r"<(?=[|/]?\w[^<>\s]*>)|\[(?=/?[A-Z_]{3,}\])")
 
 
-Answer = Callable[[list[Request]], list[Reply]]
+DESCRIBE = "describe.jinja"
+MOST_DESCRIBED = 1024
+"""Tokens of a description."""
+
+Answer = Callable[[int, list[Request]], list[Reply]]
+"""Requests to one of the teachers, by its number."""
 
 
 class Ask(Row):
-    """One request: `count` questions of one kind about one image."""
+    """One request: `count` questions of one kind about one image, put to one of the teachers."""
 
     image_id: str
     kind: str
+    count: int
+    difficulty: str | None = None
+    form: str | None = None
+    language: str | None = None
+    teacher: int = 0
     image: ImageRow = Field(exclude=True)
+
+    @property
+    def planned(self) -> dict[str, str]:
+        """What the plan says beyond the kind."""
+        return {a: v for a in ("difficulty", "form", "language") if (v := getattr(self, a)) is not None}
+
+
+class Description(Row):
+    """What the teacher saw in an image, before it asks."""
+
+    text: str
 
 
 class Generate(Stage):
     """Makes questions and answers."""
 
     NAME = "generate"
+    VERSION = 2
     OUTPUTS = {"questions": QA}
 
     images: Annotated[str, Ref(ImageRow)]
     mode: Literal["image", "grounded", "fields"] = "image"
     teacher: EngineConfig | None = None
+    more_teachers: list[EngineConfig] = []  # each request goes to one of all, drawn by row
     kinds: list[str] = Field(default=list(RULES), min_length=1)
-    per_kind: PositiveInt = 2
+    per_kind: PositiveInt = 2  # without a plan
+    plan: Plan | None = None
+    two_steps: bool = False  # the teacher describes the image, then asks about what it saw; needs describe.jinja
     split: Literal["train", "eval", "all"] = "train"
-    prompts: FileRef = "configs/prompts/default"  # a folder with ask.jinja: variables kind, count, text_form
+    prompts: FileRef = "configs/prompts/default"  # a folder with ask.jinja: variables below
     temperature: Annotated[float, Field(ge=0)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     max_tokens: PositiveInt = 1024
@@ -71,9 +97,13 @@ class Generate(Stage):
         for kind in self.kinds:
             if self.kinds.count(kind) > 1:
                 raise UserError(f"kinds: {kind!r} stands here twice")
+        if self.plan is not None:
+            self.plan.check(self.kinds)
         if self.mode == "fields":
-            if self.teacher is not None:
+            if self.teacher is not None or self.more_teachers:
                 raise UserError("teacher: `mode: fields` makes questions by rule and asks no model; leave it out")
+            if self.two_steps or (self.plan and (self.plan.difficulty or self.plan.form or self.plan.language)):
+                raise UserError("mode: `fields` knows kinds alone: no two_steps, no difficulty, form or language")
             for kind in self.kinds:
                 if kind not in RULES:
                     raise UserError(f"kinds: there is no rule for {kind!r}{did_you_mean(kind, RULES)}")
@@ -84,17 +114,28 @@ class Generate(Stage):
             raise UserError(f"prompts: {self.prompts}: a folder with a file {TEMPLATE} is expected")
         for kind in self.kinds:
             try:
-                render(self._template, kind=kind, count=self.per_kind, text_form="x")
+                render(self._template, **self._variables(kind, self.per_kind, "x", "x", {}))
             except UserError as error:
                 raise UserError(f"kinds: {kind!r}: {error}") from None
-        try:
-            check_engine(self.teacher)
-        except UserError as error:
-            raise UserError(f"teacher: {error}") from None
+        if self.two_steps:
+            render(self._describe)
+        for n, teacher in enumerate(self._teachers):
+            try:
+                check_engine(teacher)
+            except UserError as error:
+                raise UserError(f"{f'more_teachers[{n - 1}]' if n else 'teacher'}: {error}") from None
 
     @property
     def _template(self) -> Path:
         return shipped(self.prompts) / TEMPLATE
+
+    @property
+    def _describe(self) -> Path:
+        return shipped(self.prompts) / DESCRIBE
+
+    @property
+    def _teachers(self) -> list[EngineConfig]:
+        return [*([self.teacher] if self.teacher else []), *self.more_teachers]
 
     def run(self, out: Out) -> Metrics:
         pool, images = Pool(), 0
@@ -102,37 +143,79 @@ class Generate(Stage):
             images += 1
             if self.mode == "fields" and (found := read_facts(row.text_form or "")):
                 pool.add(found)
-        asks = (
-            Ask(id=row_id(row.id, kind), image_id=row.id, kind=kind, image=row)
-            for row in self._images()
-            for kind in self.kinds
-        )
-        with ExitStack() as stack:
-            engines: list[Engine] = []
-
-            def answer(requests: list[Request]) -> list[Reply]:
-                if requests and not engines and self.teacher is not None:  # not before there is something to ask
-                    engines.append(stack.enter_context(open_engine(self.teacher)))
-                return engines[0].generate(requests) if requests else []
+        total = sum(1 for _ in self._asks()) if self.plan else images * len(self.kinds)
+        with Teachers(self._teachers) as teachers, Texts(out.folder("steps") / "seen.sqlite") as seen:
+            if self.two_steps:
+                self._see(out, images, teachers, seen)
 
             def work(chunk: list[Ask]) -> Batch[QA]:
                 if self.mode == "fields":
                     return self._by_rule(chunk, pool)
-                return self._by_teacher(chunk, answer)
+                return self._by_teacher(chunk, teachers.answer, seen)
 
             ports: dict[str, type[Row]] = {"questions": QA}
-            out.map_rows(asks, images * len(self.kinds), work, ports, shard=self.shard, label="requests")
+            out.map_rows(self._asks(), total, work, ports, shard=self.shard, label="requests")
         made = read_parquet(sorted((out.path / "questions").glob("part-*.parquet")), QA)
+        shutil.rmtree(out.path / "steps")
         kinds = Counter(dict.fromkeys(self.kinds, 0))
-        kinds.update(row.kind for row in made)
-        return {"images": images, "questions": kinds.total(), "kinds": dict(kinds)}
+        planned: dict[str, Counter[str]] = defaultdict(Counter)
+        for qa in made:
+            kinds[qa.kind] += 1
+            if self.plan is not None:
+                for axis, word in json.loads(qa.source).get("planned", {}).items():
+                    planned[axis][word] += 1
+        return {
+            "images": images,
+            "questions": kinds.total(),
+            "kinds": dict(kinds),
+            **{axis: dict(sorted(words.items())) for axis, words in planned.items()},
+        }
+
+    def _asks(self) -> Iterator[Ask]:
+        """Every request; those of one teacher after those of another, so that one engine is up at a time."""
+        teachers = max(len(self._teachers), 1)
+        for teacher in range(teachers):
+            for row in self._images():
+                for ask in self._asks_of(row):
+                    if row_seed(self.seed, ask.id, "teacher") % teachers == teacher:
+                        yield ask.model_copy(update={"teacher": teacher})
+
+    def _asks_of(self, row: ImageRow) -> Iterator[Ask]:
+        if self.plan is None:
+            for kind in self.kinds:
+                yield Ask(id=row_id(row.id, kind), image_id=row.id, kind=kind, count=self.per_kind, image=row)
+            return
+        for slot, count in self.plan.slots(self.kinds, row.id, self.seed).items():
+            yield Ask(id=row_id(row.id, *slot), image_id=row.id, count=count, image=row, **slot._asdict())
+
+    def _see(self, out: Out, images: int, teachers: "Teachers", seen: Texts) -> None:
+        """The first of two steps: a description of every image, by the first teacher, kept as shards like the rows."""
+        described = Out(out.path / "described", out.store)
+
+        def work(chunk: list[ImageRow]) -> Batch[Description]:
+            prompt = [Message(role="user", content=render(self._describe))]
+            sampling = Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=MOST_DESCRIBED)
+            requests = [
+                Request(
+                    id=row.id, messages=prompt, images=row.images, sampling=sampling,
+                    seed=row_seed(self.seed, row.id, "describe"),
+                )
+                for row in chunk
+            ]  # fmt: skip
+            replies = teachers.answer(0, requests)
+            return Batch({"seen": [Description(id=r.id, text=r.texts[0].strip()) for r in replies if r.texts]})
+
+        ports: dict[str, type[Row]] = {"seen": Description}
+        described.map_rows(self._images(), images, work, ports, shard=self.shard, label="descriptions")
+        for row in read_parquet(sorted((described.path / "seen").glob("part-*.parquet")), Description):
+            seen[row.id] = row.text
 
     def _images(self) -> Iterator[ImageRow]:
         return (row for row in rows(self.images, ImageRow) if self.split in ("all", row.split))
 
     def _by_rule(self, chunk: list[Ask], pool: Pool) -> Batch[QA]:
         batch: Batch[QA] = Batch({"questions": []})
-        source = _compact({"mode": self.mode, "seed": self.seed})
+        source = compact({"mode": self.mode, "seed": self.seed})
         for ask in chunk:
             found = read_facts(ask.image.text_form or "")
             if ask.image.text_form is None:
@@ -140,21 +223,25 @@ class Generate(Stage):
             elif found is None:
                 batch.dropped.append(dropped(ask, "no facts", "the text form is no JSON of fields, table or boxes"))
             else:
-                asked = ask_by_rule(ask.kind, found, ask.image, pool, self.per_kind, self.seed)
+                asked = ask_by_rule(ask.kind, found, ask.image, pool, ask.count, self.seed)
                 made = [to_qa(ask, n, q, a, source, True) for n, (q, a) in enumerate(asked)]
                 batch.rows["questions"] += made
                 if not made:
                     batch.dropped.append(dropped(ask, "nothing to ask", "no rule of this kind fits the text form"))
         return batch
 
-    def _by_teacher(self, chunk: list[Ask], answer: Answer) -> Batch[QA]:
+    def _by_teacher(self, chunk: list[Ask], answer: Answer, seen: Texts) -> Batch[QA]:
         batch: Batch[QA] = Batch({"questions": []})
         grounded = self.mode == "grounded"
         asks = {ask.id: ask for ask in chunk if not grounded or ask.image.text_form is not None}
         batch.dropped += [dropped(ask, "no text form") for ask in chunk if ask.id not in asks]
-        replies = {reply.id: reply for reply in answer([self._request(ask) for ask in asks.values()])}
-        source = self._source()
+        texts = {ask.id: seen[ask.image_id] for ask in asks.values()} if self.two_steps else {}
+        batch.dropped += [dropped(asks.pop(name), "no description") for name, text in texts.items() if not text]
+        replies: dict[str, Reply] = {}
+        for teacher, group in groupby(asks.values(), lambda ask: ask.teacher):
+            replies.update({r.id: r for r in answer(teacher, [self._request(a, texts.get(a.id)) for a in group])})
         for ask in asks.values():
+            source = self._source(ask, texts.get(ask.id))
             reply = replies.get(ask.id)
             if reply is None or reply.error or not reply.texts:
                 batch.dropped.append(dropped(ask, "no answer", reply.error if reply else ""))
@@ -166,7 +253,7 @@ class Generate(Stage):
                 detail = f"{cut}{error}: {reply.texts[0][:REPLY_KEPT]}".encode(errors="replace").decode()
                 batch.dropped.append(dropped(ask, "unparsed", detail))
                 continue
-            for n, (item, reason) in enumerate(judge_items(found, self.per_kind)):
+            for n, (item, reason) in enumerate(judge_items(found, ask.count)):
                 row = to_qa(ask, n, item.question.strip(), item.answer.strip(), source, grounded)
                 if reason:
                     batch.dropped.append(dropped(row, reason))
@@ -174,82 +261,46 @@ class Generate(Stage):
                     batch.rows["questions"].append(row)
         return batch
 
-    def _request(self, ask: Ask) -> Request:
+    def _request(self, ask: Ask, seen: str | None) -> Request:
         text = content(ask.image.text_form or "") if self.mode == "grounded" else None
-        prompt = render(self._template, kind=ask.kind, count=self.per_kind, text_form=text)
+        prompt = render(
+            self._template, **self._variables(ask.kind, ask.count, text, content(seen) if seen else None, ask.planned)
+        )
         return Request(
             id=ask.id,
             messages=[Message(role="user", content=prompt)],
             images=ask.image.images,
             sampling=Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens),
             seed=row_seed(self.seed, ask.id),
-            json_schema=reply_schema(self.per_kind) if self.guided else None,
+            json_schema=reply_schema(ask.count) if self.guided else None,
         )
 
-    def _source(self) -> str:
-        digest = hashlib.sha256(self._template.read_bytes()).hexdigest()
-        return _compact(
+    def _variables(
+        self, kind: str, count: int, text_form: str | None, description: str | None, planned: dict[str, str]
+    ) -> dict[str, object]:
+        """The variables of ask.jinja; difficulty, form, language and description are None where nothing is said."""
+        open_axes = dict.fromkeys(("difficulty", "form", "language"))
+        return {
+            "kind": kind, "count": count, "text_form": text_form, "description": description, **open_axes, **planned,
+        }  # fmt: skip
+
+    def _source(self, ask: Ask, seen: str | None) -> str:
+        more: dict[str, object] = {"planned": ask.planned} if self.plan is not None else {}
+        if seen is not None:
+            more |= {"describe_template": digest(self._describe), "description": seen}
+        return compact(
             {
                 "mode": self.mode,
-                "teacher": model_name(self.teacher.model) if self.teacher else "",
-                "template": digest,
+                "teacher": model_name(self._teachers[ask.teacher].model),
+                "template": digest(self._template),
                 "temperature": self.temperature,
                 "top_p": self.top_p,
+                "max_tokens": self.max_tokens,
+                "guided": self.guided,
                 "seed": self.seed,
+                **more,
             }
         )
-
-
-class Unparsed(Exception):
-    """A reply that is not the JSON that was asked for."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question with its answer as the teacher wrote them."""
-
-    question: str
-    answer: str
-
-
-def parse_reply(text: str) -> list[Item]:
-    """The questions of a reply: a JSON array of objects with exactly `question` and `answer`, both text, and nothing
-    around it. Raises Unparsed."""
-    try:
-        value = json.loads(text, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise Unparsed(f"no JSON ({error})") from None
-    if not isinstance(value, list) or not value:
-        raise Unparsed("no array of questions")
-    for item in value:
-        if not isinstance(item, dict) or set(item) != KEYS:
-            raise Unparsed("an entry is no object of exactly question and answer")
-        if not all(isinstance(part, str) for part in item.values()):
-            raise Unparsed("a question or an answer is no text")
-        if not all(is_text(part) for part in item.values()):
-            raise Unparsed("a question or an answer holds half a character")
-    return [Item(**item) for item in value]
-
-
-def judge_items(items: list[Item], count: int) -> Iterator[tuple[Item, str]]:
-    """Each question of a reply and the reason not to use it, empty for a good one."""
-    seen: set[str] = set()
-    good = 0
-    for item in items:
-        form = normalise(item.question)
-        if not item.question.strip():
-            reason = "empty question"
-        elif not item.answer.strip():
-            reason = "empty answer"
-        elif form in seen:
-            reason = "repeated question"
-        elif good == count:
-            reason = "too many"
-        else:
-            reason = ""
-            good += 1
-        seen.add(form)
-        yield item, reason
 
 
 def ask_by_rule(kind: str, found: Facts, image: ImageRow, pool: Pool, count: int, seed: int) -> list[tuple[str, str]]:
@@ -265,7 +316,7 @@ def ask_by_rule(kind: str, found: Facts, image: ImageRow, pool: Pool, count: int
 def to_qa(ask: Ask, index: int, question: str, answer: str, source: str, grounded: bool) -> QA:
     """The row of one question."""
     return QA(
-        id=row_id(ask.image_id, ask.kind, index, question, answer),
+        id=row_id(ask.image_id, ask.id if ask.planned else ask.kind, index, question, answer),
         images=ask.image.images,
         prompt=[Message(role="user", content=question)],
         completion=[Message(role="assistant", content=answer)],
@@ -277,36 +328,6 @@ def to_qa(ask: Ask, index: int, question: str, answer: str, source: str, grounde
     )
 
 
-def reply_schema(count: int) -> dict[str, Any]:
-    """The JSON schema of a reply, for engines that can hold a model to one."""
-    text = {"type": "string"}
-    item = {
-        "type": "object",
-        "properties": {"question": text, "answer": text},
-        "required": ["question", "answer"],
-        "additionalProperties": False,
-    }
-    return {"type": "array", "items": item, "minItems": 1, "maxItems": count}
-
-
 def content(text: str) -> str:
     """A text form made safe to stand in a prompt: what looks like a tag or a special token is no longer one."""
     return _TAG.sub(lambda match: f"{match[0]} ", text)
-
-
-def model_name(model: str) -> str:
-    """A name for provenance that does not depend on where the store lies: an artifact's folder, or the hub id."""
-    path = Path(model)
-    if not path.is_dir():
-        return model
-    return path.parent.name if path.name == "model" else path.name
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
-
-
-def _compact(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
