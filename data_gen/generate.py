@@ -8,7 +8,6 @@ with its reason.
 """
 
 import json
-import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -28,14 +27,23 @@ from align.stage import RUNTIME, FileRef, Metrics, Ref, Stage
 from align.templates import render
 from data_gen.facts import Facts, read_facts
 from data_gen.plan import Plan
-from data_gen.replies import Teachers, Unparsed, compact, digest, judge_items, model_name, parse_reply, reply_schema
+from data_gen.replies import (
+    Teachers,
+    Unparsed,
+    compact,
+    content,
+    digest,
+    judge_items,
+    model_name,
+    parse_reply,
+    reply_schema,
+)
 from data_gen.rules import RULES, Pool, in_shares
 from data_gen.spill import Texts
 
 TEMPLATE = "ask.jinja"
 REPLY_KEPT = 2000
 """Characters of a reply kept beside the reason for which it was set aside."""
-_TAG = re.compile(r"<(?=[|/]?\w[^<>\s]*>)|\[(?=/?[A-Z_]{3,}\])")
 
 
 DESCRIBE = "describe.jinja"
@@ -326,8 +334,3 @@ def to_qa(ask: Ask, index: int, question: str, answer: str, source: str, grounde
         grounded=grounded,
         source=source,
     )
-
-
-def content(text: str) -> str:
-    """A text form made safe to stand in a prompt: what looks like a tag or a special token is no longer one."""
-    return _TAG.sub(lambda match: f"{match[0]} ", text)

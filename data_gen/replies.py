@@ -6,6 +6,7 @@ nothing around it; the schema is for engines that can hold a model to it, the pa
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from align.metrics import normalise
 from data_gen.facts import is_text
 
 KEYS = {"question", "answer"}
+
+
+_TAG = re.compile(r"<(?=[|/]?\w[^<>\s]*>)|\[(?=/?[A-Z_]{3,}\])")
 
 
 class Unparsed(Exception):
@@ -129,3 +133,8 @@ def digest(path: Path) -> str:
 def compact(value: dict[str, Any]) -> str:
     """One line of JSON."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def content(text: str) -> str:
+    """A text form made safe to stand in a prompt: what looks like a tag or a special token is no longer one."""
+    return _TAG.sub(lambda match: f"{match[0]} ", text)
