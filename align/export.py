@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TOLERANCE = 1e-4
-"""How far float32 logits of the merged model may lie from those of base and adapter, as a share of the largest."""
+"""How far float32 logits of the merged model may lie from those of base and adapter, as a share of the largest, and
+ten times that of what the adapter moves."""
 LOST = 0.5
 """The share of the adapter's effect that rounding to a half type may take before the merge is refused."""
 REPORT = "merge.json"
@@ -132,7 +133,9 @@ def save_merged(
         touched = language["language_tensors_changed"][:1] or ["its answers to text"]
         raise UserError(f"{models[0]}: the merged model's language part is not the base's: {touched[0]} differs")
     answer = _answer(models, parts, out, device)
-    allowed = TOLERANCE * max(1.0, answer["largest"]) if stored == "float32" else LOST * answer["moved"]
+    allowed = LOST * answer["moved"]
+    if stored == "float32":
+        allowed = TOLERANCE * (max(1.0, answer["largest"]) + 10 * answer["moved"])
     if answer["error"] > allowed:
         why = "" if stored == "float32" else f"; {stored} is too coarse for so small a change: dtype=float32"
         far, moved = f"{answer['error']:.2g}", f"{answer['moved']:.2g}"

@@ -28,7 +28,8 @@ class Family:
     `lora` are linear layers; `lora_parameters` are weights that the model multiplies by itself, without a linear
     layer around them. `full` are the modules that are trained whole. Side inputs are the processor's outputs beside
     `input_ids` and `attention_mask`: `sequence_inputs` run along the tokens (shape [rows, tokens, ...]) and grow with
-    every token that is appended; `image_inputs` have as first axis what `images_along` says.
+    every token that is appended; `image_inputs` have as first axis what `images_along` says. `prefix` says
+    that all of a prompt's tokens see each other, and `token_type_ids` which tokens follow it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Family:
     sequence_inputs: tuple[str, ...] = ()
     image_inputs: tuple[str, ...] = ("pixel_values",)
     images_along: Literal["rows", "images", "patches"] = "images"
+    prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ _PALIGEMMA = Family(
     lora={"tower": _TOWER_LINEAR, "connector": r"model\.multi_modal_projector\.linear"},
     full=r"model\.multi_modal_projector",
     sequence_inputs=("token_type_ids",),
+    prefix=True,
 )
 
 FAMILIES: tuple[Family, ...] = (

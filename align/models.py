@@ -174,7 +174,7 @@ def load(name: str, dtype: str = "auto", device: str = "auto") -> "tuple[PreTrai
     base = _fetch(base_of(located.folder))
     model = _load_whole(base, dtype, device)
     has_processor = any((located.folder / f).is_file() for f in ("processor_config.json", "preprocessor_config.json"))
-    processor = load_processor(located.folder if has_processor else base.folder)
+    processor = load_processor(located.folder if has_processor else base.folder, base.folder)
     try:
         adapted = PeftModel.from_pretrained(model, str(located.folder))
     except (RuntimeError, ValueError) as error:
@@ -239,17 +239,18 @@ def _load_whole(located: Located, dtype: str, device: str) -> "PreTrainedModel":
     return model.to(target).eval()
 
 
-def load_processor(folder: Path) -> "ProcessorMixin":
-    """The processor of a model folder. Images go through PIL on every machine, torchvision or not, so that the same
-    image gives the same pixels. Raises UserError."""
+def load_processor(folder: Path, model: Path | None = None) -> "ProcessorMixin":
+    """The processor of a model folder, or of an adapter's, whose base lies in `model`. Images go through PIL on every
+    machine, torchvision or not, so that the same image gives the same pixels. Raises UserError."""
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import is_torchvision_available
 
     try:
         kind = AutoProcessor
-        if (folder / "config.json").is_file() and not is_torchvision_available():
-            own = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(str(folder), trust_remote_code=False))]
+        model = model or folder
+        if (model / "config.json").is_file() and not is_torchvision_available():
+            own = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(str(model), trust_remote_code=False))]
             kind = _images_only(own) if "video_processor" in own.get_attributes() else kind
         processor = kind.from_pretrained(str(folder), trust_remote_code=False)
         processor.image_processor = AutoImageProcessor.from_pretrained(

@@ -89,6 +89,8 @@ class Encoder:
     def __init__(self, processor: "ProcessorMixin", family: Family) -> None:
         self.processor = copy.copy(processor)
         self.processor.image_processor = _OnceAnImage(processor.image_processor)
+        self._image_inputs = family.image_inputs
+        self._prefixed = family.prefix
         self.along_tokens = ("input_ids", "attention_mask", *family.sequence_inputs)
         self._loaded: tuple[str, Any] = ("", None)
 
@@ -102,8 +104,23 @@ class Encoder:
         made = []
         for answer in answers:
             inputs = self.whole(prompt, answer, image)
-            made.append(Encoded(inputs, _common_prefix(head_ids, inputs["input_ids"].tolist())))
+            start = _common_prefix(head_ids, inputs["input_ids"].tolist())
+            made.append(self._after_prefix(head_ids, inputs, start) if self._prefixed else Encoded(inputs, start))
         return head, made
+
+    def _after_prefix(self, head_ids: list[int], inputs: dict[str, "Tensor"], start: int) -> Encoded:
+        """The answer after the prompt as it stands alone: the processor ends every text in the same way, and the
+        answer begins after that end. An answer's tokens are of type 1, seen by later ones only."""
+        import torch
+
+        end = head_ids[start:]
+        ids = inputs["input_ids"].tolist()
+        if end and ids[-len(end) :] != end:
+            raise Unusable("processor", "prompt and answer do not end as the prompt alone does")
+        joined = torch.tensor([*head_ids, *ids[start : len(ids) - len(end)]], dtype=torch.int32)
+        kinds = (torch.arange(len(joined)) >= len(head_ids)).to(torch.int8)
+        along = {"input_ids": joined, "attention_mask": torch.ones_like(kinds), "token_type_ids": kinds}
+        return Encoded(along, len(head_ids))
 
     def whole(self, prompt: list[Message], answer: list[Message], image: str) -> dict[str, "Tensor"]:
         """The inputs along the tokens of prompt and answer as one text. Raises Unusable."""
@@ -121,7 +138,7 @@ class Encoder:
     def pixels(self, prompt: str, image: str) -> dict[str, "Tensor"]:
         """The image's own inputs, as the processor gives them for one row."""
         inputs = self._inputs(prompt, image)
-        return {name: value for name, value in inputs.items() if name not in self.along_tokens}
+        return {name: value for name, value in inputs.items() if name in self._image_inputs}
 
     def _render(self, turns: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         from jinja2 import TemplateError

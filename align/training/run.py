@@ -14,7 +14,7 @@ from align.adapter import trainable
 from align.artifact import Out, write_json
 from align.errors import UserError
 from align.families import family_of
-from align.models import is_adapter, locate
+from align.models import is_adapter, locate, save_processor
 from align.progress import progress
 from align.records import Message, Row
 from align.stage import Metrics
@@ -70,7 +70,7 @@ def train(stage: Training, rows: list[Row], task: Task, out: Out) -> Metrics:
 
     folder = out.folder("model")
     save_adapter(model, folder)
-    processor.save_pretrained(folder)
+    save_processor(processor, folder)
     shutil.rmtree(out.folder("checkpoints"))
     return {
         "rows": {"in": len(rows), "used": len(examples), "set_aside": dict(out.reasons)},
