@@ -50,7 +50,10 @@ def test_merge_by_folder_and_by_name(
         (["{a}", "out=x", "weigths=[1]"], "vlm-align merge: weigths: unknown key; did you mean 'weights'?"),
         (["{a}", "{a}", "out=x", "weights=[1]"], "weights: 1 for 2 models; give one each"),
         (["models=[{a}]", "weights=[2.0]"], "vlm-align merge: weights: shares above 0 with sum 1 are expected, not 2"),
-        (["models=[nowhere]"], "vlm-align merge: models[0]: no stage above, folder or hub id (org/name) is called 'nowhere'"),
+        (
+            ["models=[nowhere]"],
+            "vlm-align merge: models[0]: no stage above, folder or hub id (org/name) is called 'nowhere'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_loads(
