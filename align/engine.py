@@ -43,7 +43,6 @@ class Reply:
     finish: list[str] = field(default_factory=list)  # stop or length, one a text
     first_logprobs: list[dict[str, float]] = field(default_factory=list)  # one a text: token text -> natural log
     error: str = ""
-    transient: bool = False  # the error says nothing about the request: asked later it may well be answered
 
 
 class Engine(Protocol):
@@ -51,7 +50,7 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """Answer every request; a request that fails gives a Reply with its error. Raises EngineDied when no
-        request can be answered any more, and where every one fails for a passing reason."""
+        request can be answered any more."""
         ...
 
 

@@ -3,8 +3,8 @@
 In: questions with known answers of the evaluation split, and models by name, the base first. Out: every model's
 prediction to every question, and a table: accuracy with a 95 % interval over images, overall and by kind of question,
 and each model's difference to the base and to the one before it, with a p-value. Greedy, one model at a time. A request
-that the engine refuses counts as wrong and is counted as unanswered too; one that fails for a passing reason stops the
-stage, since it says nothing about the model.
+that the engine refuses counts as wrong and is counted as unanswered too; an engine that is down stops the stage, since
+that says nothing about the model.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from align.artifact import Batch, Out, rows
-from align.engine import Engine, EngineConfig, EngineDied, Reply, Request, check_engine, open_engine
+from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.errors import UserError
 from align.metrics import METRICS, Estimate, bootstrap, final_answer, paired, reference_answer
 from align.records import QA, Prediction, Row, Sampling, dropped, row_id, row_seed, text_of
@@ -77,9 +77,6 @@ class Evaluate(Stage):
                     up[:] = [model]
                     engine[:] = [stack.enter_context(open_engine(self.models[model]))]
                 replies = {r.id: r for r in engine[0].generate([self.request(t.qa) for t in tasks])}
-                failed = [r.error for r in replies.values() if r.transient]
-                if failed:
-                    raise EngineDied(f"{model}: {len(failed)} of {len(tasks)} requests were not answered: {failed[0]}")
                 return [self.prediction(t, replies.get(t.qa.id)) for t in tasks]
 
             def work(chunk: list[Task]) -> Batch[Prediction]:

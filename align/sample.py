@@ -1,9 +1,10 @@
 """The `sample` stage: n candidate answers a question from every sampler, with varied seeds, heat and system prompts.
 
 In: questions. Out: candidates, one row an answer, in order of sampler and question. Variety comes from where the
-published recipe takes it: several models, temperatures and system prompts. A candidate's seed is made from the
-question, the sampler and its index, so that it is drawn again just so after any stop and whatever else is asked.
-One model is in memory at a time.
+published recipe takes it: several models, temperatures and system prompts. The candidates that differ in nothing but
+their seed are one request, so that prompt and image are sent and read once for all of them. Its seed is made from the
+question, the sampler and the first of their indices, and the next ones count on from it: a candidate is drawn again
+just so after any stop and whatever else is asked. One model is in memory at a time.
 """
 
 import math
@@ -45,6 +46,13 @@ class Sampler(Config):
         shift = math.lcm(len(t), len(s))
         return [(t[i % len(t)], s[(i + i // shift) % len(s)]) for i in range(self.n)]
 
+    def groups(self) -> dict[tuple[float, str], list[int]]:
+        """The indices drawn at each temperature and system prompt."""
+        found: dict[tuple[float, str], list[int]] = {}
+        for i, draw in enumerate(self.draws()):
+            found.setdefault(draw, []).append(i)
+        return found
+
 
 class Task(Row):
     """A question for one sampler."""
@@ -57,6 +65,7 @@ class Sample(Stage):
     """Draw candidate answers from one or several models."""
 
     NAME = "sample"
+    VERSION = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"candidates": Candidate}
 
     input: Annotated[str, Ref(QA)]
@@ -145,13 +154,17 @@ def drawn(
             aside.append(dropped(qa, "empty", f"{sampler.name}: the row has no question"))
             continue
         answers = [(r, replies.get(r.id, Reply(r.id, error="the engine gave no reply"))) for r in requests[qa.id]]
-        failed = next((reply.error for _, reply in answers if reply.error or not reply.texts), None)
+        failed = next((reply.error for r, reply in answers if reply.error or len(reply.texts) != r.n), None)
         if failed is not None:
             aside.append(dropped(qa, "no answer", f"{sampler.name}: {failed or 'the engine gave no text'}"))
             continue
-        for i, ((request, reply), (temperature, system)) in enumerate(zip(answers, sampler.draws(), strict=True)):
-            text = reply.texts[0].strip()
-            row = candidate(qa, sampler.name, i, text, temperature, system, request.seed, reply.finish[0])
+        drawn_at = {
+            i: (request.seed + k, temperature, system, reply.texts[k].strip(), reply.finish[k])
+            for (request, reply), ((temperature, system), group) in zip(answers, sampler.groups().items(), strict=True)
+            for k, i in enumerate(group)
+        }
+        for i, (one, temperature, system, text, finish) in sorted(drawn_at.items()):
+            row = candidate(qa, sampler.name, i, text, temperature, system, one, finish)
             if text:
                 found.append(row)
             else:
@@ -160,19 +173,18 @@ def drawn(
 
 
 def requests_of(sampler: Sampler, seed: int, qa: QA) -> list[Request]:
-    """One request a candidate, each with a seed of its own."""
-    found = []
-    for i, (temperature, system) in enumerate(sampler.draws()):
-        found.append(
-            Request(
-                id=row_id(qa.id, sampler.name, i),
-                messages=asked(qa.prompt, sampler.prompt, system),
-                images=qa.images,
-                sampling=Sampling(temperature=temperature, top_p=sampler.top_p, max_tokens=sampler.max_tokens),
-                seed=row_seed(seed, qa.id, sampler.name, i),
-            )
+    """One request a temperature and system prompt; every engine draws its k-th answer with its seed + k."""
+    return [
+        Request(
+            id=row_id(qa.id, sampler.name, group[0]),
+            messages=asked(qa.prompt, sampler.prompt, system),
+            images=qa.images,
+            n=len(group),
+            sampling=Sampling(temperature=temperature, top_p=sampler.top_p, max_tokens=sampler.max_tokens),
+            seed=row_seed(seed, qa.id, sampler.name, group[0]),
         )
-    return found
+        for (temperature, system), group in sampler.groups().items()
+    ]
 
 
 def candidate(

@@ -26,6 +26,8 @@ class Fake(ThreadingHTTPServer):
         self.keys: set[str] = set()
         self.now = self.most = 0
         self.delay = 0.0  # seconds before an answer
+        self.word = ""  # how every question is answered, whatever its last word
+        self.one_sample = ""  # what becomes of a request for several: "refused", or one is given
         self.dies_after = 10**9  # requests before nothing listens any more
         self.lock = Lock()
 
@@ -79,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
             time.sleep(self.server.delay)
-            self.behave(word, attempt, payload)
+            self.behave(self.server.word or word, attempt, payload)
         finally:
             with self.server.lock:
                 self.server.now -= 1
@@ -87,7 +89,11 @@ class Handler(BaseHTTPRequestHandler):
     def behave(self, word: str, attempt: int, payload: dict[str, Any]) -> None:
         good = {"choices": [choice(f"{word} {i} seed {payload['seed']}", i) for i in range(payload["n"])]}
         name, _, argument = word.partition(":")
-        if name == "status" and attempt == 1:
+        if self.server.one_sample:
+            good["choices"] = good["choices"][:1]
+        if payload["n"] > 1 and self.server.one_sample == "refused":
+            self.send(400, {"error": {"message": "n > 1 is not supported"}})
+        elif name == "status" and attempt == 1:
             self.send(int(argument), {"error": {"message": "come back"}}, {"Retry-After": "0.3"})
         elif name == "always":
             self.send(int(argument), {"error": {"message": f"never {'x' * 999}"}}, {"Retry-After": "0.01"})
@@ -104,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         elif name == "bytes":
             self.send(200, b"\xff\xfe\x00{")
         elif name == "short":
-            self.send(200, {"choices": good["choices"][:1]})
+            self.send(200, {"choices": []})
         elif name == "none":
             self.send(200, {"choices": [choice(None), *good["choices"][1:]]})
         elif name == "filter":

@@ -8,10 +8,12 @@ trusted in nothing: a reply that is not what was asked for is that request's err
 import asyncio
 import json
 import os
+import re
 import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -21,6 +23,7 @@ from align.engines.images import data_url
 from align.engines.served import Served, serve
 from align.errors import UserError
 from align.images import BadImage
+from align.records import Message, Sampling
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -31,6 +34,8 @@ KEPT_IMAGES = 32
 """Encoded images kept for the questions that follow."""
 BAD_IMAGE = "image: "
 """How the error of a request begins that was never sent."""
+NO_SAMPLES = re.compile(r"(400|422|501): |the server sent \d+ choices")
+"""How the error of a request for several samples begins where the server may know of one alone."""
 NO_KEY = "none"
 """The client wants a key; the one in OPENAI_API_KEY is not for just any server."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -95,6 +100,10 @@ def _listens(base_url: str) -> bool:
     return True
 
 
+class Passing(Reply):
+    """A failure that may say nothing about its request: asked later it may well be answered."""
+
+
 class ServerEngine:
     """See `align.engine.Engine`."""
 
@@ -109,27 +118,65 @@ class ServerEngine:
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._answered = False
         self._failures = 0  # requests in a row that failed for a passing reason
+        self._one_by_one = False  # the server draws one sample a request
+        self._probing = asyncio.Lock()
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """See `align.engine.Engine.generate`. Raises UserError where the server refuses the key or the model,
-        EngineDied where every request, or more than `concurrency` in a row, fail for a passing reason (no answer in
-        time, a connection that breaks, 408, 409, 425, 429, 5xx): rows are not set aside for an outage."""
+        EngineDied where it does not answer any more.
+
+        A request that failed for a passing reason (no answer in time, a connection that breaks, 408, 409, 425, 429,
+        5xx) is asked again when the others are done. A plain question before and after tells a server that is down,
+        which stops the stage, from a request that it cannot take, which is that request's error."""
         return self._runner.run(self._all(requests))
 
     async def _all(self, requests: Sequence[Request]) -> list[Reply]:
+        replies = await self._round(requests)
+        failed = [i for i, reply in enumerate(replies) if isinstance(reply, Passing)]
+        if failed:
+            await self._check_answers(
+                f"{len(failed)} of {len(requests)} requests were not answered", replies[failed[-1]]
+            )
+            again = await self._round([requests[i] for i in failed])
+            last = next((reply for reply in again if isinstance(reply, Passing)), None)
+            if last is not None:
+                await self._check_answers("requests were not answered twice", last)
+            for i, reply in zip(failed, again, strict=True):
+                replies[i] = Reply(**vars(reply))
+        return replies
+
+    async def _round(self, requests: Sequence[Request]) -> list[Reply]:
         gate = asyncio.Semaphore(self._config.concurrency)
         tasks: dict[int, asyncio.Task[Reply]] = {}
         try:
             async with asyncio.TaskGroup() as group:
                 for i in sorted(range(len(requests)), key=lambda i: requests[i].images):
-                    tasks[i] = group.create_task(self._one(requests[i], gate))
+                    tasks[i] = group.create_task(self._samples(requests[i], gate))
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        replies = [tasks[i].result() for i in range(len(requests))]
-        passing = [r for r in replies if r.transient]
-        if passing and all(r.transient or r.error.startswith(BAD_IMAGE) for r in replies):
-            raise self._gives_up(f"none of {len(passing)} requests was answered", passing[-1])
-        return replies
+        return [tasks[i].result() for i in range(len(requests))]
+
+    async def _samples(self, request: Request, gate: asyncio.Semaphore) -> Reply:
+        """The answers to a request, one by one where the server draws no more than one: sample i with seed + i."""
+        if request.n == 1 or not self._one_by_one:
+            reply = await self._one(request, gate)
+            if request.n == 1 or not NO_SAMPLES.match(reply.error):
+                return reply
+        singles = [replace(request, n=1, seed=request.seed + i) for i in range(request.n)]
+        first = await self._one(singles[0], gate)
+        if first.error:
+            return first
+        self._one_by_one = True
+        found = [first, *await asyncio.gather(*(self._one(single, gate) for single in singles[1:]))]
+        failed = [one for one in found if one.error]
+        if failed:
+            return next((one for one in failed if isinstance(one, Passing)), failed[0])
+        return Reply(
+            request.id,
+            [one.texts[0] for one in found],
+            [one.finish[0] for one in found],
+            [one.first_logprobs[0] for one in found if one.first_logprobs],
+        )
 
     async def _one(self, request: Request, gate: asyncio.Semaphore) -> Reply:
         import openai
@@ -143,14 +190,14 @@ class ServerEngine:
                 raw = await self._client.chat.completions.with_raw_response.create(**payload)
                 body = raw.http_response.text
             except openai.APITimeoutError:
-                return self._passing(request, f"no answer within {self._config.timeout_s:g} s")
+                return await self._passing(request, f"no answer within {self._config.timeout_s:g} s")
             except openai.APIConnectionError as error:
                 await self._check_alive()
-                return self._passing(request, f"connection: {_line(error.__cause__ or error)}")
+                return await self._passing(request, f"connection: {_line(error.__cause__ or error)}")
             except openai.APIStatusError as error:
                 self._check_refusal(error)
                 if error.status_code in PASSING or error.status_code >= 500:
-                    return self._passing(request, _status_line(error))
+                    return await self._passing(request, _status_line(error))
                 self._failures = 0
                 return Reply(request.id, error=_status_line(error))
             except (openai.OpenAIError, UnicodeError, ValueError) as error:
@@ -160,16 +207,35 @@ class ServerEngine:
         self._answered = self._answered or not reply.error
         return reply
 
-    def _passing(self, request: Request, error: str) -> Reply:
-        """The reply for a failure that says nothing about the request. Raises EngineDied at one too many in a row."""
-        reply = Reply(request.id, error=error, transient=True)
+    async def _passing(self, request: Request, error: str) -> Reply:
+        """The reply for a failure that may say nothing about the request. Raises EngineDied at one too many in a row
+        where the server does not answer a plain question either."""
+        reply = Passing(request.id, error=error)
         self._failures += 1
-        if self._failures > self._config.concurrency:
-            raise self._gives_up(f"{self._failures} requests in a row were not answered", reply)
+        async with self._probing:
+            if self._failures > self._config.concurrency:
+                await self._check_answers(f"{self._failures} requests in a row were not answered", reply)
+                self._failures = 0
         return reply
 
-    def _gives_up(self, why: str, last: Reply) -> EngineDied:
-        return EngineDied(
+    async def _check_answers(self, why: str, last: Reply) -> None:
+        """Ask something that every model can answer. Raises EngineDied where that fails for a passing reason too."""
+        import openai
+
+        plain = Request("probe", [Message(role="user", content="Say yes.")], sampling=Sampling(max_tokens=1))
+        try:
+            await self._client.chat.completions.with_raw_response.create(**self._payload(plain))
+        except openai.APIStatusError as error:
+            self._check_refusal(error)
+            if error.status_code not in PASSING and error.status_code < 500:
+                return
+        except openai.APIConnectionError:
+            await self._check_alive()
+        except (openai.OpenAIError, ValueError):  # an answer, if not a good one
+            return
+        else:
+            return
+        raise EngineDied(
             f"the server at {self._client.base_url} does not answer any more: {why}, the last: {last.error}"
         )
 

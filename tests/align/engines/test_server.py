@@ -93,11 +93,11 @@ def test_passing_failures_are_tried_again_after_the_time_the_server_asks_for(fak
 @pytest.mark.parametrize(
     ("word", "says", "attempts"),
     [
-        ("always:500", "500: never", 3),
-        ("always:400", "400: never", 1),
-        ("always:422", "422: never", 1),
-        ("drop", "connection: ", 3),
-        ("hang", "no answer within 0.5 s", 3),
+        ("always:500", "500: never", 6),
+        ("always:400", "400: never", 2),
+        ("always:422", "422: never", 2),
+        ("drop", "connection: ", 6),
+        ("hang", "no answer within 0.5 s", 6),
         ("html", "no JSON but '<!DOCTYPE", 1),
         ("nothing", "no JSON but ", 1),
         ("bytes", "no JSON but ", 1),
@@ -109,7 +109,7 @@ def test_passing_failures_are_tried_again_after_the_time_the_server_asks_for(fak
         ('body:{"choices":[{"message":null},1]}', "without text", 1),
         ('body:{"error":{"message":"over"}}', "over", 1),
         ("body:" + "[" * 5000, "no JSON but ", 1),
-        ("short", "1 choices where 2 were asked for", 1),
+        ("short", "0 choices where 1 were asked for", 2),
         ("none", "without text", 1),
         ("filter", "content filter", 1),
     ],
@@ -175,22 +175,48 @@ def test_an_outage_sets_no_rows_aside(fake: Fake, tmp_path: Path, word: str) -> 
     settings = {"timeout_s": 1 if word == "hang" else 60, "retries": 0, "concurrency": 4}
     with open_engine(config(fake, **settings)) as engine:
         assert not engine.generate([ask("fine")])[0].error
-        with pytest.raises(EngineDied, match="none of 2 requests"):
-            engine.generate([ask(word), ask(f"again {word}"), ask("c", images=[str(tmp_path / "gone")])])
-    with open_engine(config(fake, **settings)) as engine, pytest.raises(EngineDied, match="5 requests in a row"):
-        engine.generate([*(ask(f"{i} {word}") for i in range(9)), ask("fine")])
+        fake.word = word
+        with pytest.raises(EngineDied, match="2 of 3 requests were not answered, the last: "):
+            engine.generate([ask("a"), ask("b"), ask("c", images=[str(tmp_path / "gone")])])
+        with pytest.raises(EngineDied, match="5 requests in a row"):
+            engine.generate([ask(f"{i}") for i in range(9)])
 
 
-def test_a_failure_between_answers_is_that_of_its_request(fake: Fake) -> None:
-    with open_engine(config(fake, retries=0, concurrency=1)) as engine:
-        replies = engine.generate([r for i in range(6) for r in (ask(f"{i} always:503"), ask(f"fine {i}"))])
-    assert [r.transient for r in replies] == [True, False] * 6
+@pytest.mark.parametrize("word", ["always:500", "always:503", "drop", "hang"])
+def test_a_request_that_the_server_never_takes_is_set_aside_while_it_takes_others(fake: Fake, word: str) -> None:
+    settings = {"timeout_s": 0.5 if word == "hang" else 60, "retries": 0, "concurrency": 1}
+    with open_engine(config(fake, **settings)) as engine:
+        (alone,) = engine.generate([ask(word)])
+        assert fake.attempts[word] == 2
+        row = engine.generate([r for i in range(3) for r in (ask(f"{i} {word}"), ask(f"{i} {word}"), ask("fine"))])
+    assert alone.error
+    assert [bool(r.error) for r in row] == [True, True, False] * 3
+
+
+def test_a_failure_that_passes_is_mended_by_asking_again(fake: Fake) -> None:
+    with open_engine(config(fake, retries=0)) as engine:
+        replies = engine.generate([ask("status:503"), ask("fine")])
+    assert [r.error for r in replies] == ["", ""]
+
+
+@pytest.mark.parametrize("way", ["refused", "given one"])
+def test_a_server_that_draws_one_sample_is_asked_one_by_one(fake: Fake, way: str) -> None:
+    with open_engine(config(fake)) as engine:
+        several = engine.generate([ask(f"{i} word{i}", n=3, seed=10 * i) for i in range(3)])
+        fake.one_sample = way
+        singly = engine.generate([ask(f"{i} word{i}", n=3, seed=10 * i) for i in range(3)])
+        (bad,) = engine.generate([ask("always:400", n=3)])
+    assert [r.texts for r in several] == [[f"word{i} {k} seed {10 * i}" for k in range(3)] for i in range(3)]
+    assert [r.texts for r in singly] == [[f"word{i} 0 seed {10 * i + k}" for k in range(3)] for i in range(3)]
+    assert [r.finish for r in singly] == [["stop"] * 3] * 3
+    assert bad.error.startswith("400")
+    assert not bad.texts
 
 
 def test_a_refused_request_is_no_outage(fake: Fake) -> None:
     with open_engine(config(fake, concurrency=1)) as engine:
         replies = engine.generate([ask(f"{i} always:400") for i in range(4)])
-    assert all(r.error and not r.transient for r in replies)
+    assert all(r.error for r in replies)
 
 
 def test_settings_of_the_server_that_may_change_answers_are_in_the_key() -> None:
