@@ -6,6 +6,7 @@ attaching. Also: continue from an adapter, merge it into the weights, count what
 """
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from align.artifact import write_json
 from align.config import Config
 from align.errors import UserError
 from align.families import PARTS, Family, Part, Parts, family_of, parts_of
@@ -131,6 +133,18 @@ def _in_float32(model: "PeftModel") -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def name_base(folder: Path, base: str) -> None:
+    """Have an artifact's adapter in `folder` name its local base by the way from there to it, so that runs can be moved
+    or copied together with it (`models.base_of` follows that way). A base that lies outside of the folder in which the
+    runs are keeps its absolute name."""
+    store = next((p.parent for p in folder.resolve().parents if p.name == "artifacts"), None)
+    if store is None or not Path(base).is_dir() or not Path(base).resolve().is_relative_to(store.parent.parent):
+        return
+    config = read_json(folder / "adapter_config.json")
+    config["base_model_name_or_path"] = os.path.relpath(Path(base).resolve(), folder.resolve())
+    write_json(folder / "adapter_config.json", config)
 
 
 _WRAPPER = re.compile(r"\.(base_layer|original_module|modules_to_save\.[^.]+|lora_[AB]\.[^.]+)(?=\.)")
@@ -275,15 +289,34 @@ def trainable_report(model: "PeftModel") -> dict[str, Any]:
 
 def describe(model: "PretrainedConfig | str", preset: Preset | None = None) -> dict[str, Any]:
     """`trainable_report` without any weight: the model is built from its config alone, on the meta device. `model` is
-    a config, a `config.json`, a folder with one, or a hub id. Raises UserError."""
+    a config, a `config.json`, a folder with one, a hub id, or an adapter's folder, whose base is described with that
+    adapter on it. Raises UserError."""
     import torch
+    from peft import PeftConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    adapter: Path | None = None
+    name = model if isinstance(model, str) else "the config"
     if isinstance(model, str):
-        path = Path(model) if Path(model).is_file() else locate(model, weights=False).folder / "config.json"
+        path = Path(model).expanduser()
+        folder = path.parent if path.is_file() else locate(model, weights=False).folder
+        if not path.is_file() and is_adapter(folder):
+            adapter, folder = folder, locate(base_of(folder), weights=False).folder
+        path = path if path.is_file() else folder / "config.json"
         family_of(read_json(path))
-        model = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
-    family_of(model)
-    with torch.device("meta"):
-        empty = AutoModelForImageTextToText.from_config(model)
-        return trainable_report(attach(empty, preset or Preset(), seed=0))
+    if adapter is not None and preset is not None:
+        raise UserError(f"{name}: an adapter says itself what it trains; leave the keys out")
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False) if isinstance(model, str) else model
+        family_of(config)
+        with torch.device("meta"):
+            empty = AutoModelForImageTextToText.from_config(config)
+            if adapter is None:
+                return trainable_report(attach(empty, preset or Preset(), seed=0))
+            made = PeftConfig.from_pretrained(str(adapter))
+            made.inference_mode, made.base_model_name_or_path = False, None
+            return trainable_report(get_peft_model(empty.requires_grad_(False), made))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{name}: no model can be built from its config: {(str(error).splitlines() or [''])[0]}"
+        ) from None

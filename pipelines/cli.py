@@ -102,23 +102,27 @@ def validate_command(pipeline: str, words: tuple[str, ...]) -> None:
 @click.argument("model")
 @_WORDS
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def describe_command(model: str, words: tuple[str, ...], as_json: bool) -> None:
-    """Show what an adapter would train in MODEL, without its weights.
+@_RUNS
+def describe_command(model: str, words: tuple[str, ...], as_json: bool, root: Path) -> None:
+    """Show what an adapter trains in MODEL, and what stays frozen, without its weights.
 
-    MODEL is a hub id, a folder, or a config.json; `vlm-align ls` lists published ones. KEY=VALUE as under `adapter:`,
-    such as tower=lora rank=8.
+    MODEL is a hub id, a model or adapter folder, a config.json (`vlm-align ls` lists published ones), or a step of
+    a run such as demo/sft. KEY=VALUE as under `adapter:`, such as tower=lora rank=8.
     """
     from align.adapter import Preset, describe
-    from align.config import Source, build, parse_overrides, shipped
+    from align.config import Source, build, dotted, parse_overrides
+    from pipelines.show import model_at
 
-    given = {".".join(map(str, path)): value for path, value in parse_overrides(words).items()}
-    found = describe(str(shipped(model)), build(Preset, given, Source("vlm-align describe")))
+    given = {dotted(path): value for path, value in parse_overrides(words).items()}
+    preset = build(Preset, given, Source("vlm-align describe")) if given else None
+    found = describe(model_at(model, root), preset)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
     click.echo(f"{found['family']}: {found['trainable']:,} parameters train, {found['frozen']:,} are frozen")
     for part, counts in found["parts"].items():
         click.echo(f"  {part:<16} {counts['trainable']:>14,} train  {counts['frozen']:>16,} frozen")
+    click.echo(f"{len(found['modules'])} modules:")
     for module in found["modules"]:
         click.echo(f"    {module}")
 

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from align.artifact import Artifact
+from align.config import shipped
 from align.errors import UserError, did_you_mean
 from align.stage import Outside, Ref, Stage, markers
 from pipelines.catalog import stage_class
@@ -31,6 +32,24 @@ def steps_of(run: str, root: Path) -> dict[str, Artifact]:
             return {name: found[name] for name in order}
     runs = [p.name for p in root.iterdir() if p.name != "store"] if root.is_dir() else []
     raise UserError(f"{run}: no such run in {root}{did_you_mean(run, runs)}")
+
+
+def model_at(name: str, root: Path) -> str:
+    """The folder, config file or hub id that `name` means: a step that made a model (`run/step`, `run/step/port`), a
+    published config by its name, or what it says. Raises UserError."""
+    for path in (Path(name), root / name):
+        if (path / "artifact.json").is_file():
+            outputs = stage_class(Artifact(path.resolve()).manifest["stage"]).OUTPUTS
+            ports = [port for port, kind in outputs.items() if kind == "model"]
+            if not ports:
+                raise UserError(f"{name}: this step made no model")
+            if len(ports) > 1:
+                raise UserError(f"{name}: this step made {len(ports)}: {', '.join(f'{name}/{port}' for port in ports)}")
+            return str(path / ports[0])
+        if path.exists():
+            return str(path)
+    published = shipped(name if name.endswith(".json") else Path("configs/models") / f"{name}.json")
+    return str(published) if published.is_file() else name
 
 
 def _links(path: Path) -> list[Path]:

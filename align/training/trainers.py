@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from align.adapter import name_base
 from align.artifact import write_json
 from align.errors import UserError
 from align.progress import progress
@@ -28,6 +29,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     grown, and adds a model card of blanks."""
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    name_base(folder, model.get_base_model().name_or_path)
 
 
 class Mended(Trainer):  # type: ignore[misc]
