@@ -17,6 +17,7 @@ from reward import load_reward
 from reward.load import read_reward
 from reward.pairwise import first_wins, pairs, written_verdict
 from reward.score import ScoreStage
+from reward.trl import trl_reward
 from tests.chat_server import Answer, Asked, chat_server
 from tests.reward.candidates import candidate, png
 
@@ -154,6 +155,12 @@ def test_draws_follow_the_seed() -> None:
     for mode in ("rating", "pairwise"):
         assert seeds(mode, 0) == seeds(mode, 0)
         assert not seeds(mode, 0) & seeds(mode, 1)
+
+
+def test_a_group_of_completions_in_trl() -> None:
+    with chat_server(larger()) as server, trl_reward(judge(server.base_url)) as reward:
+        found = reward(["how many?", "who?", "how many?"], ["1", "7", "2"])
+    assert found == [pytest.approx(sigmoid(-1)), None, pytest.approx(sigmoid(1))]
 
 
 def test_mistakes(tmp_path: Path) -> None:
