@@ -45,7 +45,7 @@ class TrlReward:
                 (candidate,) = read_ask(given, Images(Path.cwd(), self.folder), row_id("trl", i)).candidates
             except BadAsk:
                 continue
-            question = row_id("trl", given["prompt"], given["images"])  # the completions of a prompt are of one question
+            question = row_id("trl", given["prompt"], given["images"])  # completions of a prompt are of one
             asked.append((i, candidate.model_copy(update={"question_id": question})))
         scores = self.reward.score([candidate for _, candidate in asked]) if asked else []
         for (i, _), score in zip(asked, scores, strict=True):
