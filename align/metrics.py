@@ -211,7 +211,7 @@ _REFUSAL = re.compile(
     r"|do(?: not|n't) feel comfortable)"
     r" (?:help|assist|provid|do|shar|answer|comply|creat|writ|giv|support|fulfil|participat|engag|offer|discuss)"
     r"|i'm (?:not able|unable) to (?:help|assist|provide|do|share|answer|comply|create|write|give|support)"
-    r"|(?:i|we) (?:must|have to) (?:decline|refuse)"
+    rf"|(?:i|we) (?:{_CANNOT}[.!]?$|(?:must|have to) (?:decline|refuse))"
     r"|not (?:something|anything) (?:that )?i can (?:help|assist|do)"
     r"|(?:against|violates?) my (?:guidelines|polic|programming))",
     re.IGNORECASE | re.DOTALL,

@@ -14,6 +14,14 @@ STAGES: dict[str, tuple[str, str]] = {
     "generate": ("data_gen.generate:Generate", "a teacher asks and answers questions about the images"),
     "augment": ("data_gen.augment:Augment", "make questions and answers anew: reworded, harder, reasoned, terse, full"),
     "filter": ("data_gen.filter:Filter", "keep the questions worth training on, set the others aside with a reason"),
+    "import-data": (
+        "align.import_data:ImportData",
+        "a data set of another tool (TRL, LLaVA, LLaMA-Factory, ms-swift) into rows",
+    ),
+    "export-data": (
+        "align.export_data:ExportData",
+        "rows as another tool keeps them, with a data set card; push to the hub",
+    ),
     "safety": ("data_gen.safety:Safety", "prompts that are harmful, borderline or harmless, with right answers"),
     "sample": ("align.sample:Sample", "draw candidate answers from teacher and student"),
     "score": ("reward.score:ScoreStage", "score the candidates with a reward"),

@@ -1,0 +1,216 @@
+"""Data sets of other tools as files: written and read as streams of records, with their images.
+
+In: JSON records or rows, and a folder. Out: the files that the form's own loader opens. A JSON list of any length is
+written and read record by record; parquet and `save_to_disk` go through Hugging Face datasets, so that images are
+images there.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.interchange import Form, Unfit
+from align.records import Row, schema
+
+IMAGES = "images"
+ROWS_A_FILE = 5000
+ROWS_A_GROUP = 100
+"""Parquet rows in memory at once, pixels included."""
+_CHUNK = 1 << 20
+
+
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """A JSON list, or JSON lines where the name ends so. Returns how many."""
+    lines = path.suffix == ".jsonl"
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write("" if lines else ",\n" if count else "[\n")
+            file.write(json.dumps(record, ensure_ascii=False) + "\n" * lines)
+            count += 1
+        if not lines:
+            file.write("\n]\n" if count else "[]\n")
+    return count
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """The records of a JSON list or of JSON lines, one at a time. Raises UserError where the text is not JSON."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig") as file:
+        text, at, begun, end = "", 0, False, False
+        while True:
+            while at < len(text) and text[at] in " \t\r\n,":
+                at += 1
+            if not begun and at < len(text):
+                begun = True
+                if text[at] == "[":
+                    at += 1
+                    continue
+            if at < len(text) and text[at] == "]":
+                return
+            try:
+                record, after = decoder.raw_decode(text, at)
+                if after == len(text) and not end:
+                    raise ValueError  # a number may go on behind the chunk
+            except ValueError:
+                try:
+                    more = file.read(_CHUNK)
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}: is not UTF-8: {error}") from None
+                if not more:
+                    if end:
+                        if text[at:].strip():
+                            raise UserError(f"{path}: not valid JSON near {text[at : at + 40]!r}") from None
+                        return
+                    end = True
+                text, at = text[at:] + more, 0
+                continue
+            yield record
+            at = after
+
+
+class ImageFolder:
+    """The images of a JSON data set, copied once each below its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, path: str) -> str:
+        """The image's name below the folder."""
+        source = Path(path)
+        target = self.folder / IMAGES / source.name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        return f"{IMAGES}/{source.name}"
+
+
+def write_columns(folder: Path, form: Form, split: str, row_type: type[Row], records: Iterator[dict[str, Any]]) -> None:
+    """Rows with pixels as parquet files below `data/`, or as `save_to_disk` writes them. `records` are the columns of
+    `row_type`, images as `{"path", "bytes"}`, mappings as JSON text."""
+    features = features_of(row_type)
+    if form == "trl":
+        _write_parquet(folder / "data", split, features, records)
+        return
+    import tempfile
+
+    import datasets
+
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        _write_parquet(Path(cache), split, features, records)
+        files = sorted(str(p) for p in Path(cache).glob("*.parquet"))
+        if files:
+            made = datasets.Dataset.from_parquet(files, cache_dir=f"{cache}/cache", split=split)
+            made.save_to_disk(str(folder / split))
+
+
+def features_of(row_type: type[Row]) -> Any:
+    """The `datasets` features of a row type: images are images."""
+    import datasets
+    import pyarrow as pa
+
+    columns = [(f.name, pa.string() if pa.types.is_map(f.type) else f.type) for f in schema(row_type)]
+    features = datasets.Features.from_arrow_schema(pa.schema(columns))
+    features["images"] = datasets.List(datasets.Image())
+    return features
+
+
+def _write_parquet(folder: Path, split: str, features: Any, records: Iterator[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    schema = features.arrow_schema
+    writer: Any = None
+    group: list[dict[str, Any]] = []
+    written = file = 0
+
+    def flush() -> None:
+        nonlocal writer, written, file
+        if group:
+            if writer is None:
+                writer = pq.ParquetWriter(folder / f"{split}-{file:05d}.parquet", schema)
+                file += 1
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            written += len(group)
+            group.clear()
+        if writer is not None and written >= ROWS_A_FILE:
+            writer.close()
+            writer, written = None, 0
+
+    for record in records:
+        group.append(record)
+        if len(group) >= ROWS_A_GROUP:
+            flush()
+    flush()
+    if writer is not None:
+        writer.close()
+
+
+def read_source(source: Path, form: Form) -> Iterator[tuple[str, Any]]:
+    """(file, record) of every record in a file, or in the data files of a folder. Raises UserError."""
+    for path in files_of(source, form):
+        if path.is_dir():
+            yield from ((path.name, record) for record in _from_datasets(path))
+        elif path.suffix == ".parquet":
+            yield from ((path.name, record) for record in _from_parquet(path))
+        else:
+            yield from ((path.name, record) for record in read_records(path))
+
+
+def files_of(source: Path, form: Form) -> list[Path]:
+    """The data files of a source, by name; a folder of `save_to_disk` is one. Raises UserError where there is none."""
+    if form == "datasets":
+        found = [p.parent for p in sorted(source.rglob("state.json")) if (p.parent / "dataset_info.json").is_file()]
+    elif source.is_file():
+        found = [source]
+    else:
+        suffixes = (".parquet", ".jsonl", ".json") if form == "trl" else (".jsonl", ".json")
+        skipped = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+        found = sorted(p for p in source.rglob("*") if p.suffix in suffixes and p.name not in skipped)
+    if not found:
+        what = "folder that save_to_disk wrote" if form == "datasets" else f"file of the form {form}"
+        raise UserError(f"{source}: no {what} is in it")
+    return found
+
+
+def _from_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from None
+
+
+def _from_datasets(path: Path) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    found = datasets.load_from_disk(str(path)).with_format("arrow")
+    for start in range(0, len(found), ROWS_A_GROUP):
+        yield from found[start : start + ROWS_A_GROUP].to_pylist()
+
+
+def picture(value: Any, folders: list[Path]) -> tuple[bytes, str]:
+    """The bytes of an image and its name: from a path below one of `folders`, or as `datasets` keeps it. Nothing
+    outside the folders is opened. Raises Unfit."""
+    if isinstance(value, dict):
+        data = value.get("bytes")
+        if isinstance(data, bytes):
+            return data, str(value.get("path") or "")
+        value = value.get("path") or value.get("image")
+    if not isinstance(value, str) or not value:
+        raise Unfit("no image file", f"a path is expected, not {type(value).__name__}")
+    if "://" in value or value.startswith("data:"):
+        raise Unfit("image url", f"{value[:80]}: images are read from files")
+    for folder in folders:
+        path = (folder / value).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path.read_bytes(), path.name
+    raise Unfit("no image file", f"{value} is not below {' or '.join(map(str, folders))}")
