@@ -2,7 +2,7 @@
 
 Half of ROWS, then ROWS (a million if left out), each in a process of its own: rows a second, peak resident memory, and
 how the time grows when the rows double. A tenth of the questions are asked again word for word, another tenth nearly.
-Prints a table and JSON; every planted repeat must be found, or it ends with an error.
+Prints a table and JSON; 99.9 % of the planted repeats, and nothing else, must be set aside, or it ends with an error.
 """
 
 import json
@@ -36,9 +36,15 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.filters", "one", str(size), tempfile.gettempdir()]
         found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     half, whole = found
-    print("| rows | seconds | CPU s | rows/s | peak MB | MB before |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| rows | repeats | found | seconds | CPU s | rows/s | peak MB | MB before |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
     for each in found:
-        print("| {rows:,} | {seconds:.0f} | {cpu:.0f} | {rate:,.0f} | {peak_mb:.0f} | {start_mb:.0f} |".format(**each))
+        print(
+            "| {rows:,} | {planted:,} | {found:,} | {seconds:.0f} | {cpu:.0f} | {rate:,.0f} | {peak_mb:.0f} | {start_mb:.0f} |".format(
+                **each
+            )
+        )
     seconds, cpu = (whole[name] / half[name] for name in ("seconds", "cpu"))
     print(f"twice the rows took {seconds:.2f} times the time, {cpu:.2f} times the CPU time")
     print(json.dumps(found))
@@ -59,10 +65,11 @@ def measure(size: int, folder: Path) -> dict[str, Any]:
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     kept = sum(1 for _ in rows(out.path / "kept", QA))
     planted = sum(1 for n in range(size) if n % 10 in (8, 9))
-    if out.reasons["text_duplicates"] != planted or kept != size - planted:
+    found = out.reasons["text_duplicates"]
+    if not 0.999 * planted <= found <= planted or out.reasons.total() != found or kept != size - found:
         raise RuntimeError(f"{planted} repeats were planted, {dict(out.reasons)} set aside, {kept} of {size} kept")
     times = {"seconds": seconds, "cpu": cpu, "rate": size / seconds}
-    return {"rows": size, **times, "peak_mb": _peak_mb(), "start_mb": start_mb}
+    return {"rows": size, "planted": planted, "found": found, **times, "peak_mb": _peak_mb(), "start_mb": start_mb}
 
 
 def synthetic(size: int) -> Iterator[QA]:

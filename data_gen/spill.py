@@ -144,6 +144,7 @@ class Keys:
             for back in range(min(MOST_SHARED, int(places.max(initial=0)))):
                 later = np.flatnonzero(places > back)
                 found = np.stack([items[later], items[starts[later] + back]], axis=1).astype(np.uint32)
+                found = found[found[:, 0] != found[:, 1]]  # one item may have a key twice
                 for part, each in _split(found, found[:, 0].astype(np.int64) // SLICE):
                     pairs[part].append(each)
                     held += len(each)

@@ -115,11 +115,11 @@ def repeated(text: str, most: float) -> str:
     """How a text repeats itself, empty where it does not."""
     if run := re.search(r"([^\W\d_]|[!?])\1{9,}", text):
         return f"holds {run[1]!r} {len(run[0])} times in a row"
-    said = [w.casefold() for w in words(text)]
+    said = [w for word in words(text) if (w := word.casefold().strip(".,;:!?")) and not w.isdigit()]
     triples = list(zip(said, said[1:], said[2:], strict=False))
     if len(triples) >= 8:
         share = 1 - len(set(triples)) / len(triples)
         if share > most:
             return f"repeats {share:.0%} of its three-word sequences"
     loop = re.search(r"(?:^|\s)(\S+)(?:\s+\1){4,}(?:\s|$)", " ".join(said))
-    return f"says {loop[1]!r} over and over" if loop and not loop[1].isdigit() else ""
+    return f"says {loop[1]!r} over and over" if loop else ""

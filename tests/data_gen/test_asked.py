@@ -1,0 +1,152 @@
+"""Filters that ask a model over HTTP: again, with another image, claim by claim, of a guard; and by pass rate."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.artifact import rows as rows_of
+from align.errors import UserError
+from align.records import QA, Message, Scored, text_of, write_parquet
+from data_gen.asked import claims_in
+from data_gen.filter import Filter, PassRate
+from tests.chat_server import Answer, Asked, ChatServer, chat_server
+from tests.data_gen.manifests import new_out, noise, port, put_images, qa, set_aside
+
+
+def filtered(root: Path, rows: list[QA], config: dict[str, Any], **more: Any) -> tuple[list[str], dict[str, str]]:
+    """The questions that pass, and by question why others do not."""
+    stage = Filter.model_validate(
+        {"input": port(root, "generate-1", "questions", rows), "filters": [config], "seed": 3, **more}
+    )
+    stage.check()
+    out = new_out(root, f"filter-{len(list((root / 'artifacts').iterdir()))}")
+    stage.run(out)
+
+    questions = {row.id: text_of(row.prompt) for row in rows}
+    return [text_of(r.prompt) for r in rows_of(out.path / "kept", QA)], {
+        questions[d.id]: d.detail for d in set_aside(out)
+    }
+
+
+def engine(server: ChatServer) -> dict[str, Any]:
+    return {"engine": "server", "model": "m", "base_url": server.base_url, "retries": 0}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    (image,) = put_images(tmp_path, {"train/a.png": noise(1)})
+    rows = [
+        qa(image, "How many?", "3"),
+        qa(image, "Which?", "red"),
+        qa(image, "Describe it.", "All of it.", "describe"),
+        qa(image, "Broken?", "x"),
+    ]
+
+    def reply(asked: Asked) -> Answer:
+        if "Broken" in asked.text:
+            return Answer(status=400, text="no")
+        return Answer("I see. Answer: 3" if "How many" in asked.text else "Answer: blue")
+
+    with chat_server(reply) as server:
+        config = {"filter": "round_trip", "engine": engine(server), "answer_after": "Answer:", "samples": 2}
+        kept, aside = filtered(tmp_path, rows, config)
+        assert {len(asked.images) for asked in server.asked} == {1}
+        assert not any("Describe" in asked.text for asked in server.asked)
+    assert kept == ["How many?", "Describe it."]
+    assert aside["Which?"] == "0 of 2 answers agree when it is asked again; one says 'Answer: blue'"
+    assert aside["Broken?"].startswith("the model did not answer")
+
+
+def test_blind_with_another_image(tmp_path: Path) -> None:
+    images = put_images(tmp_path, {f"train/{n}.png": noise(n) for n in range(4)})
+    rows = [qa(images[0], "How many legs?", "4"), qa(images[1], "What colour?", "red"), qa(images[2], "Which?", "x")]
+    manifest = port(tmp_path, "images-1", "images", images)
+
+    def reply(asked: Asked) -> Answer:
+        if asked.images:
+            return Answer("red" if "colour" in asked.text else "?")
+        return Answer("4" if "legs" in asked.text else "?")
+
+    with chat_server(reply) as server:
+        config = {"filter": "blind", "engine": engine(server), "other_images": manifest, "samples": 1}
+        kept, aside = filtered(tmp_path, rows, config)
+        seen = {asked.text: asked.images[0] for asked in server.asked if asked.images}
+        first = dict(seen)
+        server.asked.clear()
+        filtered(tmp_path, rows[::-1], {**config, "shard": 1})
+        assert {asked.text: asked.images[0] for asked in server.asked if asked.images} == first  # drawn by row
+    assert kept == ["Which?"]
+    assert aside == {
+        "How many legs?": "1 of 1 answers are right without the image",
+        "What colour?": "1 of 1 answers are right with another image",
+    }
+    own = base64.b64encode(Path(rows[0].images[0]).read_bytes()).decode()
+    assert own not in seen["How many legs?"]
+
+
+def test_claims(tmp_path: Path) -> None:
+    (image,) = put_images(tmp_path, {"train/a.png": noise(1)})
+    rows = [qa(image, "What is shown?", "A red bar."), qa(image, "What else?", "A red bar and a dog.")]
+    rows += [qa(image, "Nothing?", "not in the image", "unanswerable")]
+
+    def reply(asked: Asked) -> Answer:
+        if not asked.images:
+            return Answer(
+                "- There is a red bar.\n- There is a dog." if "dog" in asked.text else "- There is a red bar."
+            )
+        return Answer("No." if "dog" in asked.text else "Yes.")
+
+    with chat_server(reply) as server:
+        kept, aside = filtered(tmp_path, rows, {"filter": "claims", "engine": engine(server)})
+        half, _ = filtered(tmp_path, rows, {"filter": "claims", "engine": engine(server), "min_share_true": 0.5})
+    assert kept == ["What is shown?", "Nothing?"]
+    assert aside == {"What else?": "1 of 2 claims are confirmed by the image; not 'There is a dog.'"}
+    assert len(half) == 3
+    assert claims_in("Claims:\n- a\n -  b \n-\nnone") == ["a", "b"]
+
+
+def test_moderation(tmp_path: Path) -> None:
+    (image,) = put_images(tmp_path, {"train/a.png": noise(1)})
+    rows = [qa(image, "Fine?", "yes"), qa(image, "Bad?", "do it"), qa(image, "Odd?", "x")]
+    said = {"Fine": "\n\nsafe", "Bad": "unsafe\nS9,S2", "Odd": "I cannot tell"}
+
+    def reply(asked: Asked) -> Answer:
+        whole = str(asked.body["messages"])
+        return Answer(next(text for word, text in said.items() if word in whole))
+
+    with chat_server(reply) as server:
+        kept, aside = filtered(tmp_path, rows, {"filter": "moderation", "engine": engine(server)})
+        assert {asked.body["messages"][-1]["role"] for asked in server.asked} == {"assistant"}
+    assert kept == ["Fine?"]
+    assert aside["Bad?"] == "the guard says unsafe S9,S2"
+    assert "neither" in aside["Odd?"]
+
+
+def scored(row: QA, score: float | None, n: int) -> Scored:
+    return Scored(
+        id=f"{row.id}-{n}", images=row.images, prompt=row.prompt, completion=[Message(role="assistant", content="x")],
+        question_id=row.id, image_id=row.image_id, kind=row.kind, split=row.split, reference=None, sampler="s",
+        temperature=1.0, system="", seed=n, finish="stop", score=score, parts={},
+    )  # fmt: skip
+
+
+def test_pass_rate(tmp_path: Path) -> None:
+    (image,) = put_images(tmp_path, {"train/a.png": noise(1)})
+    rows = [qa(image, f"{name}?", "x") for name in ("easy", "hard", "right", "unknown", "unscored")]
+    scores = {0: [1, 1, 1, 1], 1: [0, 0, 0, 0], 2: [1, 0, 0.5, 0.4], 4: [None, None]}
+    made = [
+        scored(rows[q], s, n) for n in range(4) for q, each in scores.items() for s in each[n : n + 1]
+    ]  # not grouped
+    folder = tmp_path / "artifacts" / "score-1" / "scored"
+    write_parquet(folder / "part-00000.parquet", Scored, made, tmp_path / "blobs")
+    kept, aside = filtered(tmp_path, rows, {"filter": "pass_rate", "scored": str(folder)})
+    assert kept == ["right?"]
+    assert aside == {
+        "easy?": "too easy: 4 of 4 candidates are right",
+        "hard?": "too hard: 0 of 4 candidates are right",
+        "unknown?": "no candidate of it has a score",
+        "unscored?": "no candidate of it has a score",
+    }
+    with pytest.raises(UserError, match=r"min: 0\.9"):
+        PassRate(scored="x", min=0.9, max=0.1).check()
