@@ -16,6 +16,7 @@ class SFT(Training):
     """Fine-tune the vision adapter with TRL's SFTTrainer."""
 
     NAME: ClassVar[str] = "sft"
+    VERSION: ClassVar[int] = 2
 
     input: Annotated[str, Ref(QA)]
 
@@ -23,7 +24,7 @@ class SFT(Training):
         from align.training.run import Task, train
         from align.training.trainers import MendedSFT, SFTConfig
 
-        return train(self, list(rows(self.input, QA)), Task("sft", _parts, MendedSFT, SFTConfig), out)
+        return train(self, list(rows(self.input, QA)), Task("sft", _parts, MendedSFT, SFTConfig, True), out)
 
 
 def _parts(row: QA) -> tuple[list[Message], list[list[Message]]]:

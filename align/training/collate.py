@@ -58,28 +58,46 @@ class Collator:
         self.examples = examples
         self.pixels = pixels
         self.pad_token_id = pad_token_id
-        self.references: Tensor | None = None  # the reference's log-probabilities [examples, 2], where known
+        self.references: Tensor | None = None  # the reference's log-probabilities, where known
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, "Tensor"]:
-        import torch
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        return collated(self, features)
 
-        chosen = [self.examples[feature["index"]] for feature in features]
-        answers = len(chosen[0].sequences)
-        sequences = [example.sequences[n] for n in range(answers) for example in chosen]
-        batch = pad(sequences, self.pad_token_id)
-        batch.update(stack([self.pixels.get(example) for example in chosen] * answers))
-        place = torch.arange(batch["input_ids"].shape[1])
-        start = torch.tensor([sequence.start for sequence in sequences])[:, None]
-        end = torch.tensor([len(sequence) for sequence in sequences])[:, None]
-        answer = (place >= start) & (place < end)
-        if answers == 1:
-            batch["labels"] = batch["input_ids"].masked_fill(~answer, IGNORED)
-        else:
-            batch["completion_mask"] = answer.long()
-        if self.references is not None:
-            known = self.references[[feature["index"] for feature in features]]
-            batch["ref_chosen_logps"], batch["ref_rejected_logps"] = known[:, 0], known[:, 1]
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The model's inputs, and which tokens are scored, `completion_mask`."""
+        rows = [(example, example.sequences[n]) for n in range(len(examples[0].sequences)) for example in examples]
+        batch: dict[str, Any] = pad([sequence for _, sequence in rows], self.pad_token_id)
+        batch.update(stack([self.pixels.get(example) for example, _ in rows]))
+        batch["completion_mask"] = scored_mask([sequence for _, sequence in rows])
         return batch
+
+
+def collated(collator: Any, features: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of examples by number as TRL's trainers take it: `labels` for one answer an example, else
+    `completion_mask`; what is known of the reference [examples, 2 or 3]; the batch with corrupted images."""
+    chosen = [collator.examples[feature["index"]] for feature in features]
+    batch: dict[str, Any] = collator.batch(chosen)
+    if len(chosen[0].sequences) == 1:
+        batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, IGNORED)
+    if collator.references is not None:
+        known = collator.references[[feature["index"] for feature in features]]
+        for name, column in zip(
+            ("ref_chosen_logps", "ref_rejected_logps", "ref_corrupted_logps"), known.T, strict=False
+        ):
+            batch[name] = column
+    if chosen[0].corrupted is not None:
+        batch["corrupted"] = collator.batch([example.corrupted for example in chosen])
+    return batch
+
+
+def scored_mask(sequences: Sequence[Encoded]) -> "Tensor":
+    """[rows, longest] int64, 1 where a token is scored."""
+    import torch
+
+    mask = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
+    for row, sequence in zip(mask, sequences, strict=True):
+        row[: len(sequence)] = sequence.scored
+    return mask
 
 
 def pad(sequences: Sequence[Encoded], pad_token_id: int) -> dict[str, "Tensor"]:

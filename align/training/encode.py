@@ -9,13 +9,14 @@ gets a stray start token before the answer and a mask that ends with the prompt 
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align.families import Family
 from align.images import BadImage, open_image
 from align.progress import progress
 from align.records import Dropped, Message, Row, dropped
+from align.training.pictures import SIDES, Pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,13 +27,23 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Encoded:
     """One prompt with one answer. `inputs` are the processor's outputs along the tokens, [tokens, ...], `input_ids`
-    among them; tokens from `start` on belong to the answer."""
+    among them; tokens from `start` on belong to the answer. `formatting` [tokens] says which tokens are left out of the
+    loss, where any are."""
 
     inputs: dict[str, "Tensor"]
     start: int
+    formatting: "Tensor | None" = None
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
+
+    @property
+    def scored(self) -> "Tensor":
+        """[tokens] bool, the tokens that the loss is about."""
+        import torch
+
+        answer = torch.arange(len(self)) >= self.start
+        return answer if self.formatting is None else answer & ~self.formatting
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,13 @@ class Example:
     image: str  # path
     prompt: str  # as the chat template renders it
     sequences: tuple[Encoded, ...]
+    resized: bool = False  # whether the image had to be made smaller
+    corrupted: "Example | None" = None  # the first answer (twice, as a pair) under a corrupted image
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Tokens of the prompt, which answers share, and of the answers."""
+        return max(s.start for s in self.sequences), sum(len(s) - s.start for s in self.sequences)
 
 
 class Unusable(Exception):
@@ -66,18 +84,19 @@ def conversation(messages: Sequence[Message], images: int) -> list[dict[str, Any
 
 
 class _OnceAnImage:
-    """An image processor that gives the last image's result again while the image stays the same object."""
+    """An image processor that gives the last two images' results again while they stay the same objects."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self._image: Image | None = None
-        self._result: Any = None
+        self._known: list[tuple[Image, Any]] = []
 
     def __call__(self, images: list[list["Image"]], **options: Any) -> Any:
         ((image,),) = images
-        if image is not self._image:
-            self._image, self._result = image, self.inner(images, **options)
-        return copy.copy(self._result)  # processors pop what the model does not take
+        found = next((result for known, result in self._known if known is image), None)
+        if found is None:
+            found = self.inner(images, **options)
+            self._known = [*self._known[-1:], (image, found)]
+        return copy.copy(found)  # processors pop what the model does not take
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -86,13 +105,15 @@ class _OnceAnImage:
 class Encoder:
     """Turns texts and images into a model's inputs with the model's own processor."""
 
-    def __init__(self, processor: "ProcessorMixin", family: Family) -> None:
+    def __init__(self, processor: "ProcessorMixin", family: Family, mask_formatting: bool = False) -> None:
+        """`mask_formatting` leaves formatting tokens of the answers out of the loss."""
+        self.mask_formatting = mask_formatting
         self.processor = copy.copy(processor)
         self.processor.image_processor = _OnceAnImage(processor.image_processor)
         self._image_inputs = family.image_inputs
         self._prefixed = family.prefix
         self.along_tokens = ("input_ids", "attention_mask", *family.sequence_inputs)
-        self._loaded: tuple[str, Any] = ("", None)
+        self._loaded: list[tuple[str, Image]] = []
 
     def sequences(
         self, prompt: list[Message], answers: Sequence[list[Message]], image: str
@@ -105,7 +126,11 @@ class Encoder:
         for answer in answers:
             inputs = self.whole(prompt, answer, image)
             start = _common_prefix(head_ids, inputs["input_ids"].tolist())
-            made.append(self._after_prefix(head_ids, inputs, start) if self._prefixed else Encoded(inputs, start))
+            sequence = self._after_prefix(head_ids, inputs, start) if self._prefixed else Encoded(inputs, start)
+            if self.mask_formatting:
+                silent = formatting(self.processor.tokenizer, sequence.inputs["input_ids"].tolist())
+                sequence = replace(sequence, formatting=silent)
+            made.append(sequence)
         return head, made
 
     def _after_prefix(self, head_ids: list[int], inputs: dict[str, "Tensor"], start: int) -> Encoded:
@@ -164,13 +189,14 @@ class Encoder:
             raise Unusable("processor", f"{type(error).__name__}: {detail}") from None
 
     def _load(self, path: str) -> "Image":
-        if self._loaded[0] != path:
+        found = next((image for known, image in self._loaded if known == path), None)
+        if found is None:
             try:
-                self._loaded = (path, open_image(path))
+                found = open_image(path)
             except BadImage as problem:
                 raise Unusable("unreadable image", str(problem)) from None
-        image: Image = self._loaded[1]
-        return image
+            self._loaded = [*self._loaded[-1:], (path, found)]
+        return found
 
     def _compact(self, inputs: Any) -> dict[str, "Tensor"]:
         """What runs along the tokens, without the row axis and in few bytes: these wait in memory for their batch."""
@@ -178,6 +204,19 @@ class Encoder:
 
         small = {"input_ids": torch.int32}
         return {name: inputs[name][0].to(small.get(name, torch.int8)) for name in self.along_tokens if name in inputs}
+
+
+def formatting(tokenizer: Any, ids: Sequence[int]) -> "Tensor":
+    """[tokens] bool: the tokens that give an answer its form and say nothing, special ones (headers, ends of turns) and
+    the white space that a template writes after the last of them (Llama 3, arXiv 2407.21783, section 4.1.4)."""
+    import torch
+
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    found = torch.tensor([i in special for i in ids])
+    after = int(found.nonzero()[-1]) + 1 if found.any() else len(ids)
+    if not tokenizer.decode(ids[after:]).strip():
+        found[after:] = True
+    return found
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:
@@ -191,11 +230,13 @@ def encode(
     encoder: Encoder,
     max_length: int,
     keep: Callable[[str, dict[str, "Tensor"]], None],
+    pictures: Pictures | None = None,
 ) -> tuple[list[Example], list[Dropped]]:
     """Encode every row: `parts(row)` gives its prompt and its answers, `keep(path, pixels)` is called once an image.
 
     Examples come in the order of the rows; they are made image by image, so that each image is read and processed
-    once. Raises nothing for a bad row: it is set aside.
+    once. `pictures` says whether images may be made smaller and whether corrupted ones are wanted. Raises nothing for
+    a bad row: it is set aside.
     """
     order = sorted(range(len(rows)), key=lambda i: (list(getattr(rows[i], "images", [])), i))
     made: list[Example | None] = [None] * len(rows)
@@ -204,7 +245,7 @@ def encode(
     with progress(len(rows), "encode") as bar:
         for i in order:
             try:
-                made[i] = example = _encode(rows[i], parts, encoder, max_length)
+                made[i] = example = _encode(rows[i], parts, encoder, max_length, pictures)
                 if example.image != last:
                     keep(example.image, encoder.pixels(example.prompt, example.image))
                     last = example.image
@@ -215,7 +256,11 @@ def encode(
 
 
 def _encode(
-    row: Any, parts: Callable[[Any], tuple[list[Message], list[list[Message]]]], encoder: Encoder, max_length: int
+    row: Any,
+    parts: Callable[[Any], tuple[list[Message], list[list[Message]]]],
+    encoder: Encoder,
+    max_length: int,
+    pictures: Pictures | None,
 ) -> Example:
     if getattr(row, "split", "train") != "train":
         raise Unusable("held out", "rows of the evaluation split are not trained on")
@@ -226,10 +271,23 @@ def _encode(
     prompt, answers = parts(row)
     if not any(message.role == "user" for message in prompt):
         raise Unusable("no question")
-    text, sequences = encoder.sequences(prompt, answers, row.images[0])
+    image = row.images[0]
+    text, sequences = encoder.sequences(prompt, answers, image)
     longest = max(map(len, sequences))
-    if longest > max_length:
-        raise Unusable("too long", f"{longest} tokens, max_length is {max_length}")
-    if any(sequence.start >= len(sequence) for sequence in sequences):
+    for side in SIDES if pictures is not None and pictures.shrink and longest > max_length else ():
+        image = pictures.smaller(row.images[0], side) if pictures is not None else image
+        text, sequences = encoder.sequences(prompt, answers, image)
+        if max(map(len, sequences)) <= max_length:
+            break
+    least = max(map(len, sequences))
+    if least > max_length:
+        smaller = f"; {least} with its image at {SIDES[-1]} of its sides" if image != row.images[0] else ""
+        raise Unusable("too long", f"{longest} tokens, max_length is {max_length}{smaller}")
+    if not all(bool(sequence.scored.any()) for sequence in sequences):
         raise Unusable("empty answer", "no token of it is left after the prompt's")
-    return Example(row.id, row.images[0], text, tuple(sequences))
+    corrupted = None
+    if pictures is not None and pictures.corrupt:
+        other = pictures.cropped(image)
+        head, (first,) = encoder.sequences(prompt, answers[:1], other)
+        corrupted = Example(row.id, other, head, (first, first))
+    return Example(row.id, image, text, tuple(sequences), image != row.images[0], corrupted)

@@ -30,7 +30,8 @@ class Training(Stage):
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(4096, gt=0)  # tokens, the image's included; a longer row is set aside, never cut
+    max_length: int = Field(4096, gt=0)  # tokens, the image's included; no row is ever cut
+    too_long: Literal["drop", "resize"] = "drop"  # set a longer row aside, or make its image smaller until it fits
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the frozen weights
     device: Annotated[Literal["auto", "cpu", "cuda"], RUNTIME] = "auto"
     save_steps: Annotated[int, RUNTIME] = Field(50, gt=0)  # optimizer steps between two checkpoints

@@ -6,8 +6,9 @@ the metrics: rows, steps, curve, speed, and the proof that the language model is
 
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.adapter import trainable
@@ -21,6 +22,7 @@ from align.stage import Metrics
 from align.training.collate import Collator, Pixels
 from align.training.encode import Encoder, Example, encode
 from align.training.options import Training
+from align.training.pictures import Pictures
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +41,11 @@ class Task:
     parts: Callable[[Any], tuple[list[Message], list[list[Message]]]]  # a row's prompt and its answers
     trainer: Callable[..., Any]
     arguments: Callable[..., Any]
+    trees: bool = False  # whether the trainer can work over trees: it is one of TRL's classes
+    options: Mapping[str, Any] = field(default_factory=dict)  # the trainer's own
+    mask_formatting: bool = False
+    corrupt: bool = False  # whether a corrupted image is wanted for every row
+    moving: str = ""  # how the reference moves, where it does
 
 
 def train(stage: Training, rows: list[Row], task: Task, out: Out) -> Metrics:
@@ -55,14 +62,16 @@ def train(stage: Training, rows: list[Row], task: Task, out: Out) -> Metrics:
     if stage.adapter is not None and is_adapter(locate(stage.model, weights=False).folder):
         raise UserError("adapter: the model is an adapter already and keeps its shape; leave this key out")
     model, processor = trainable(stage.model, stage.adapter, stage.dtype, stage.device, stage.seed)
-    encoder = Encoder(processor, family_of(model.config))
+    encoder = Encoder(processor, family_of(model.config), task.mask_formatting)
+    pictures = Pictures(out.path / "pictures", stage.too_long == "resize", task.corrupt, stage.seed)
     pixels = Pixels(encoder.pixels, int(stage.image_cache_gb * 2**30))
-    examples, aside = encode(rows, task.parts, encoder, _most_tokens(stage, model), pixels.put)
+    examples, aside = encode(rows, task.parts, encoder, _most_tokens(stage, model), pixels.put, pictures)
     out.rows_in, out.rows_out["model"] = len(rows), len(examples)
     out.drop(aside)
     if not examples:
         reasons = ", ".join(f"{reason} {n}" for reason, n in out.reasons.most_common())
         raise UserError(f"input: no rows to train on, all {len(rows)} are set aside ({reasons})")
+    resized = sum(example.resized for example in examples)
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = sum(p.numel() for p in model.parameters()) - sum(sizes)
 
@@ -72,8 +81,9 @@ def train(stage: Training, rows: list[Row], task: Task, out: Out) -> Metrics:
     save_adapter(model, folder)
     save_processor(processor, folder)
     shutil.rmtree(out.folder("checkpoints"))
+    shutil.rmtree(out.folder("pictures"))
     return {
-        "rows": {"in": len(rows), "used": len(examples), "set_aside": dict(out.reasons)},
+        "rows": {"in": len(rows), "used": len(examples), "set_aside": dict(out.reasons), "resized": resized},
         "longest_tokens": max(len(sequence) for example in examples for sequence in example.sequences),
         "trainable_parameters": sum(sizes),
         "frozen_parameters": frozen,
@@ -96,7 +106,8 @@ def _fit(
 
     checkpoints = out.folder("checkpoints")
     before = snapshot(model, processor)
-    trainer = make_trainer(stage, model, processor, examples, pixels, task, str(checkpoints))
+    kept = out.store.root / "trees"
+    trainer, how = make_trainer(stage, model, processor, examples, pixels, task, str(checkpoints), kept)
     resumed = last_checkpoint(checkpoints)
     done = int(resumed.name.rpartition("-")[2]) if resumed else 0
     with progress(_steps(stage, len(examples)), task.name, done) as bar:
@@ -115,6 +126,7 @@ def _fit(
         "epochs": round(trainer.state.epoch, 4),
         "final_loss": curve[-1]["loss"],
         "curve": curve,
+        "training": how,
         "seconds": round(seconds, 3),
         "examples_per_second": round((trainer.state.global_step - done) * stage.batch_size / seconds, 3),
         "proof": proof,
@@ -129,25 +141,50 @@ def make_trainer(
     pixels: Pixels,
     task: Task,
     checkpoints: str,
-) -> Any:
-    """TRL's trainer over encoded examples; DPO's reference log-probabilities are computed here where every row will be
-    seen at least once, or in every step where not."""
+    kept: Path,
+) -> tuple[Any, Metrics]:
+    """TRL's trainer over encoded examples, and how it computes: `path` (tree, or plain and why), where vision features
+    are kept, where the reference's log-probabilities come from. `kept` is a folder for what later runs can use again.
+
+    Those of DPO's reference are computed here where every row will be seen at least once, or in every step."""
     from datasets import Dataset
 
-    pad_token_id = processor.tokenizer.pad_token_id
-    collator = Collator(examples, pixels, 0 if pad_token_id is None else pad_token_id)
+    from align.tree.trl import over_trees, tree_collator
+    from align.tree.vision import why_plain
+
+    kind: Any = task.trainer
+    collator: Any
+    how = {"path": "plain"}
+    if task.trees:
+        reason = why_plain(model.config, max(len(s) for example in examples for s in example.sequences))
+        how = {"path": f"plain: {reason}" if reason else "tree"}
+    if how["path"] == "tree":
+        memory = int(stage.image_cache_gb * 2**30)
+        collator, how["vision"] = tree_collator(model, processor, pixels, examples, kept, memory)
+        kind = over_trees(kind)
+    else:
+        pad_token_id = processor.tokenizer.pad_token_id
+        collator = Collator(examples, pixels, 0 if pad_token_id is None else pad_token_id)
     # TRL takes rows with an `images` column as rows with images, and leaves all of their encoding to the collator.
     images = [[example.image] for example in examples]
-    trainer = task.trainer(
+    trainer = kind(
         model=model,
         args=task.arguments(output_dir=checkpoints, **_arguments(stage, len(examples), model)),
         train_dataset=Dataset.from_dict({"index": list(range(len(examples))), "images": images}),
         data_collator=collator,
         processing_class=processor,
+        **task.options,
     )
-    if len(examples) <= stage.batch_size * _steps(stage, len(examples)):
-        collator.references = trainer.references(len(examples))
-    return trainer
+    if len(examples[0].sequences) > 1 and task.trees:
+        if task.moving:
+            how["reference"] = f"computed in every step and never kept: {task.moving}"
+        elif len(examples) <= stage.batch_size * _steps(stage, len(examples)):
+            collator.references = trainer.references(len(examples))
+            how["reference"] = trainer.references_from
+        else:
+            how["reference"] = "computed in every step: fewer rows are seen than there are"
+    print("\n".join(f"{name}: {line}" for name, line in how.items()), flush=True)  # into the stage's log
+    return trainer, how
 
 
 def _point(entry: dict[str, Any]) -> dict[str, float]:

@@ -6,11 +6,14 @@ checkpoints from which a killed training continues to the same weights.
 
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import logsigmoid
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -18,9 +21,13 @@ from align.adapter import name_base
 from align.artifact import write_json
 from align.errors import UserError
 from align.progress import progress
+from align.training.encode import Example
+from align.tree.batching import ImageOrder
 
 ADAPTER = "default"
-"""PEFT's name of the adapter that trains; TRL's DPO calls its frozen copy "ref"."""
+"""PEFT's name of the adapter that trains."""
+REFERENCE = "ref"
+"""TRL's name of DPO's frozen copy of it."""
 _COMPLETE = "complete.json"
 
 
@@ -50,35 +57,171 @@ class Mended(Trainer):  # type: ignore[misc]
         """A checkpoint is whole once its last file is there; transformers writes straight into its folder, so one cut
         short by a kill looks whole."""
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
+        if not self.args.should_save:
+            return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         write_json(folder / _COMPLETE, {"step": self.state.global_step})
 
 
-class MendedSFT(Mended, SFTTrainer):  # type: ignore[misc]
+IMAGES_A_STEP = 8
+"""How many images an optimizer step mixes at least, where it has that many rows: those of one image have similar
+gradients."""
+
+
+class ByImage(Trainer):  # type: ignore[misc]
+    """Rows of one image in one batch, in a random order of images, unless the order is to be the data set's own. The
+    data collator has `examples`, in the order of the data set."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        args = self.args
+        if args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        examples = self.data_collator.examples
+        parts, size = args.gradient_accumulation_steps * args.world_size, args.per_device_train_batch_size
+        return ImageOrder(
+            [example.image for example in examples],
+            args.seed if args.data_seed is None else args.data_seed,
+            [example.cost for example in examples],
+            parts,
+            size,
+            together=max(1, parts * size // IMAGES_A_STEP),
+        )
+
+
+class MendedSFT(Mended, ByImage, SFTTrainer):  # type: ignore[misc]
     """TRL's SFT over encoded prompt-completion rows."""
 
-    def references(self, examples: int) -> None:
-        """None: there is no reference."""
 
+class MendedDPO(Mended, ByImage, DPOTrainer):  # type: ignore[misc]
+    """TRL's DPO over encoded pairs; the reference is the model as it comes in, frozen, or moved after the policy every
+    few steps. `image_terms` are the weights of mDPO's two terms (arXiv 2406.11839, equations 5 and 6), which say
+    something about the image where DPO's own can be had from the text alone:
 
-class MendedDPO(Mended, DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO over encoded pairs; the reference is the model as it comes in, frozen."""
+    conditional  -log sigmoid(beta (r(chosen | image) - r(chosen | corrupted image)))
+    anchor       -log sigmoid(beta r(chosen | image))
+
+    with r the log-ratio of policy and reference."""
+
+    def __init__(
+        self, *args: Any, image_terms: Mapping[str, float] | None = None, moving: "Moving | None" = None, **given: Any
+    ) -> None:
+        super().__init__(*args, **given)
+        self.image_terms = dict(image_terms or {})
+        self.moving = moving
+        self.references_from = ""
+        if moving is not None:
+            self.add_callback(moving)
 
     def references(self, examples: int) -> torch.Tensor:
-        """The reference's log-probabilities [examples, 2] (chosen, rejected), float32 on the CPU; from here on the
-        loss takes them from the batch. TRL refuses to compute them beforehand for images (trl 1.16) and runs the
-        reference again in every epoch. Always the same batches: a resumed training sees the same numbers."""
+        """The reference's log-probabilities [examples, 2] (chosen, rejected), with mDPO [examples, 3] (and the chosen
+        answer's under the corrupted image), float32 on the CPU; `references_from` says where they come from. From here
+        on the loss takes them from the batch. TRL refuses to compute them beforehand for images (trl 1.16) and runs the
+        reference again in every epoch."""
         self.model.eval()
+        found = self.data_collator.examples[:examples]
+        corrupted = [example.corrupted for example in found if example.corrupted is not None]
+        under = [self.reference_logps(corrupted)[:, :1]] if corrupted else []
+        known = torch.cat([self.reference_logps(found), *under], dim=1)
+        self.precompute_ref_logps = True
+        return known
+
+    def reference_logps(self, examples: Sequence[Example]) -> torch.Tensor:
+        """[examples, 2]; always the same batches, so that a resumed training sees the same numbers."""
         size = self.args.per_device_train_batch_size
         found = []
-        with progress(examples, "reference") as bar:
-            for start in range(0, examples, size):
-                features = [{"index": i} for i in range(start, min(start + size, examples))]
-                batch = self._prepare_inputs(self.data_collator(features))
+        with progress(len(examples), "reference") as bar:
+            for start in range(0, len(examples), size):
+                batch = self._prepare_inputs(self.data_collator.batch(examples[start : start + size]))
                 found.append(torch.stack(self.compute_ref_log_probs(self.model, batch), dim=1).float().cpu())
-                bar.update(len(features))
-        self.precompute_ref_logps = True
+                bar.update(len(examples[start : start + size]))
+        self.references_from = f"computed once, {len(examples)} pairs"
         return torch.cat(found)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """TRL's loss, and the terms about the image."""
+        inputs = dict(inputs)
+        corrupted, known = inputs.pop("corrupted", None), inputs.pop("ref_corrupted_logps", None)
+        if not self.image_terms:
+            return super()._compute_loss(model, inputs, return_outputs)
+        before = self.precompute_ref_logps
+        if "ref_chosen_logps" not in inputs:
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self.compute_ref_log_probs(self.model, inputs)
+        self.precompute_ref_logps = True
+        heard = _Heard(model)
+        loss = super()._compute_loss(heard, inputs, return_outputs)
+        self.precompute_ref_logps = before
+        ratio = heard.log_probs.sum(1).chunk(2)[0] - inputs["ref_chosen_logps"]
+        terms = {"anchor": -logsigmoid(self.beta * ratio)}
+        if "conditional" in self.image_terms:
+            if known is None:
+                known, _ = self.compute_ref_log_probs(self.model, corrupted)
+            labels = corrupted["input_ids"].masked_fill(corrupted["completion_mask"] == 0, -100)
+            given = {name: value for name, value in corrupted.items() if name != "completion_mask"}
+            log_probs = model(**given, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+            other = log_probs.sum(1).chunk(2)[0] - known
+            terms["conditional"] = -logsigmoid(self.beta * (ratio - other))
+            reward = self.accelerator.gather(self.beta * other.detach()).mean().item()
+            self._metrics["train" if self.model.training else "eval"]["rewards/corrupted"].append(reward)
+        added = sum(weight * terms[name].mean() for name, weight in self.image_terms.items())
+        return (loss[0] + added, loss[1]) if return_outputs else loss + added
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The adapter, and a reference that has moved."""
+        super()._save(output_dir, state_dict)
+        if self.moving is not None:
+            self.moving.save(self.model, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.moving is not None:
+            self.moving.load(self.model, Path(resume_from_checkpoint))
+
+
+class _Heard:
+    """A model that keeps the log-probabilities of its last answer."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.log_probs = torch.empty(0)
+
+    def __call__(self, **given: Any) -> Any:
+        output = self._model(**given)
+        self.log_probs = output.log_probs
+        return output
+
+
+class Moving(TrainerCallback):  # type: ignore[misc]
+    """Moves DPO's reference after the policy: every `every` steps it becomes ema * reference + (1 - ema) * policy, as
+    an average of weights (TR-DPO, arXiv 2404.09656, equation 4). TRL has this for whole models, not for adapters."""
+
+    FILE = "reference.safetensors"
+
+    def __init__(self, ema: float, every: int) -> None:
+        self.ema, self.every = ema, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step % self.every == 0:
+            policy = dict(model.named_parameters())
+            with torch.no_grad():
+                for name, reference in self._reference(model).items():
+                    trained = policy[name.replace(f".{REFERENCE}.", f".{ADAPTER}.")]
+                    reference.lerp_(trained.to(reference.dtype), 1 - self.ema)
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the reference into a checkpoint."""
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self._reference(model).items()}
+        save_file(tensors, folder / self.FILE)
+
+    def load(self, model: Any, folder: Path) -> None:
+        """Take the reference from a checkpoint."""
+        stored = load_file(folder / self.FILE)
+        with torch.no_grad():
+            for name, reference in self._reference(model).items():
+                reference.copy_(stored[name])
+
+    def _reference(self, model: Any) -> dict[str, torch.Tensor]:
+        return {name: p for name, p in model.named_parameters() if f".{REFERENCE}." in name}
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

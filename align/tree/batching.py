@@ -5,7 +5,6 @@ can see it, so any way to split and to pack gives the same numbers.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -47,11 +46,25 @@ def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 class ImageOrder(Sampler):  # type: ignore[misc]
     """The rows of a data set in a random order in which those of one image stand together, so that they meet in one
-    batch; another order in each epoch, the same one for the same seed and epoch."""
+    batch, at most `together` of them; another order in each epoch, the same one for the same seed and epoch.
 
-    def __init__(self, images: Sequence[object], seed: int) -> None:
+    Where an optimizer step has several batches (`parts` of `size` rows, some of them on other ranks), each whole step's
+    rows are dealt out so that an image stays in one batch and the batches cost alike, neighbours most: those run at
+    the same time. `costs` gives a row's tokens, those that rows of its image share and those of its own."""
+
+    def __init__(
+        self,
+        images: Sequence[object],
+        seed: int,
+        costs: Sequence[tuple[int, int]] | None = None,
+        parts: int = 1,
+        size: int = 0,
+        together: int = 1 << 30,
+    ) -> None:
         self.seed = seed
+        self._together = together
         self.epoch = 0
+        self._images, self._costs, self._parts, self._size = images, costs, parts, size
         self._rows: dict[object, list[int]] = {}
         for row, image in enumerate(images):
             self._rows.setdefault(image, []).append(row)
@@ -60,10 +73,41 @@ class ImageOrder(Sampler):  # type: ignore[misc]
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(map(len, self._rows.values()))
+        return len(self._images)
 
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        groups: list[Any] = list(self._rows.values())
-        for g in torch.randperm(len(groups), generator=draw).tolist():
-            yield from (groups[g][i] for i in torch.randperm(len(groups[g]), generator=draw).tolist())
+        pieces: list[list[int]] = []
+        for rows in self._rows.values():
+            drawn = [rows[i] for i in torch.randperm(len(rows), generator=draw).tolist()]
+            pieces += (drawn[start : start + self._together] for start in range(0, len(drawn), self._together))
+        order = [row for p in torch.randperm(len(pieces), generator=draw).tolist() for row in pieces[p]]
+        step = self._parts * self._size if self._parts > 1 else len(order)
+        for start in range(0, len(order), step or 1):
+            rows = order[start : start + step]
+            yield from self._dealt(rows) if self._parts > 1 and len(rows) == step else rows
+
+    def _dealt(self, rows: Sequence[int]) -> Iterator[int]:
+        """A step's rows batch by batch: images by falling cost, each to the cheapest batch that has room for it."""
+        groups: dict[object, list[int]] = {}
+        for row in rows:
+            groups.setdefault(self._images[row], []).append(row)
+        batches: list[list[int]] = [[] for _ in range(self._parts)]
+        spent = [0] * self._parts
+        for group in sorted(groups.values(), key=self._cost, reverse=True):
+            left = group
+            while left:
+                room = [self._size - len(batch) for batch in batches]
+                whole = [p for p in range(self._parts) if room[p] >= len(left)]
+                p = min(whole or [p for p in range(self._parts) if room[p]], key=lambda p: spent[p])
+                taken, left = left[: room[p]], left[room[p] :]
+                batches[p] += taken
+                spent[p] += self._cost(taken)
+        for p in sorted(range(self._parts), key=lambda p: spent[p]):
+            yield from batches[p]
+
+    def _cost(self, rows: Sequence[int]) -> int:
+        """About how many tokens rows of one image lay out."""
+        if self._costs is None:
+            return len(rows)
+        return max(self._costs[row][0] for row in rows) + sum(self._costs[row][1] for row in rows)

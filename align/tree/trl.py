@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from align.progress import progress
-from align.training.collate import IGNORED, Pixels, pad
+from align.training.collate import IGNORED, Pixels, collated, pad, scored_mask
 from align.training.encode import Encoded, Example
-from align.tree.batching import ImageOrder
 from align.tree.forward import Tree, score
 from align.tree.layout import Path
 from align.tree.references import References, reference_digest, sample_digest
@@ -37,8 +36,7 @@ class Forest:
 def path_of(sequence: Encoded, entrance: Entrance, positions: Tensor | None = None) -> Path:
     """An encoded prompt with its answer as a path: what belongs to the answer is scored."""
     ids = sequence.inputs["input_ids"].long()
-    labels = ids.clone()
-    labels[: sequence.start] = IGNORED
+    labels = ids.masked_fill(~sequence.scored, IGNORED)
     sides = {name: sequence.inputs[name] for name in entrance.sides if name in sequence.inputs}
     return Path(ids, labels, positions, sides)
 
@@ -47,7 +45,7 @@ class TreeCollator:
     """The `data_collator` of a trainer over rows {"index": n}: the tokens as TRL's collators lay them out, for its
     masks and counts, and the trees that the log-probabilities come from. No pixel is touched here.
 
-    `references`, where set, holds the reference's log-probabilities, [examples, 2]; `store` is where they are kept."""
+    `references`, where set, holds the reference's log-probabilities; `store` is where they are kept."""
 
     def __init__(
         self, examples: Sequence[Example], vision: Vision, pad_token_id: int, store: References | None = None
@@ -57,31 +55,28 @@ class TreeCollator:
         self.pad_token_id = pad_token_id
         self.store = store
         self.references: Tensor | None = None
+        self._digests: dict[str, str] = {}
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        chosen = [self.examples[feature["index"]] for feature in features]
-        answers = len(chosen[0].sequences)
-        rows = [(example.image, example.sequences[n]) for n in range(answers) for example in chosen]
+        return collated(self, features)
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Tokens, which of them are scored (`completion_mask`), and `forest`."""
+        rows = [
+            (example.image, example.sequences[n]) for n in range(len(examples[0].sequences)) for example in examples
+        ]
         padded = pad([sequence for _, sequence in rows], self.pad_token_id)
         batch: dict[str, Any] = {name: padded[name] for name in ("input_ids", "attention_mask")}
-        scored = torch.zeros_like(batch["input_ids"])
-        for row, (_, sequence) in zip(scored, rows, strict=True):
-            row[sequence.start : len(sequence)] = 1
-        if answers == 1:
-            batch["labels"] = batch["input_ids"].masked_fill(scored == 0, IGNORED)
-        else:
-            batch["completion_mask"] = scored
-        if self.references is not None:
-            known = self.references[[feature["index"] for feature in features]]
-            batch["ref_chosen_logps"], batch["ref_rejected_logps"] = known[:, 0], known[:, 1]
-        batch["forest"] = self._forest([((image,), sequence) for image, sequence in rows])
+        batch["completion_mask"] = scored_mask([sequence for _, sequence in rows])
+        batch["forest"] = self._forest([((image,) if image else (), sequence) for image, sequence in rows])
         self.vision.prefetch([tree.images for tree in batch["forest"].trees])
         return batch
 
-    def sample_keys(self, example: int, how: str) -> tuple[str, str]:
+    def sample_keys(self, chosen: Example, how: str) -> tuple[str, str]:
         """The digests of an example's two sequences, see `sample_digest`."""
-        chosen = self.examples[example]
-        images = [file_digest(chosen.image)]
+        if chosen.image not in self._digests:
+            self._digests[chosen.image] = file_digest(chosen.image)
+        images = [self._digests[chosen.image]]
         first, second = (sample_digest(self._path((chosen.image,), s), images, how) for s in chosen.sequences)
         return first, second
 
@@ -103,7 +98,8 @@ def tree_collator(
 ) -> tuple[TreeCollator, str]:
     """What a trainer over trees needs, and the line that says where the images' features are kept and why. `folder`
     holds features and reference log-probabilities for this and later runs; `memory` is in bytes."""
-    first = {example.image: example for example in examples}
+    everything = [*examples, *(example.corrupted for example in examples if example.corrupted is not None)]
+    first = {example.image: example for example in everything}
 
     def inputs(images: Images) -> dict[str, Tensor]:
         (image,) = images
@@ -152,59 +148,58 @@ class OverTrees:
         if "completion_mask" in inputs:
             self.precompute_ref_logps = True
         parent: Any = super()
-        return parent.compute_loss(self._planted(model), inputs, return_outputs, num_items_in_batch)
+        loss = parent.compute_loss(self._planted(model), inputs, return_outputs, num_items_in_batch)
+        if all(tree.images for tree in inputs["forest"].trees):
+            return loss
+        # Text alone reaches no trained weight. Each needs a gradient all the same, zero, or the other processes, whose
+        # rows have images, wait for it for ever.
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        nothing = 0 * torch.stack([weight.sum() for weight in weights]).sum()
+        return (loss[0] + nothing, loss[1]) if return_outputs else loss + nothing
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """TRL's own, which switches the adapter off (or to the frozen copy) around the call."""
         parent: Any = super()
         return parent.compute_ref_log_probs(self._planted(model), inputs)
 
-    def references(self, examples: int) -> Tensor | None:
-        """The reference's log-probabilities [examples, 2] (chosen, rejected), float32 on the CPU, None for SFT. Those
-        that the collator's store knows are taken from it, the others computed image by image and kept there."""
+    def reference_logps(self, examples: Sequence[Example]) -> Tensor:
+        """The reference's log-probabilities [examples, 2] of two answers each, float32 on the CPU. Those that the
+        collator's store knows are taken from it, the others computed image by image, shared out among the processes,
+        and kept there."""
         trainer: Any = self
         collator: TreeCollator = trainer.data_collator
-        if len(collator.examples[0].sequences) == 1:
-            return None
-        trainer.model.eval()
-        reference, keys = "", [("", "")] * examples
+        reference, keys = "", [(f"{i} first", f"{i} second") for i in range(len(examples))]
         known: dict[str, float] = {}
-        if collator.store is not None:
+        store = collator.store
+        if store is not None:
             adapter = "ref" if "ref" in trainer.model.peft_config else None
             reference = reference_digest(trainer.model, trainer.processing_class, adapter)
-            keys = [collator.sample_keys(i, f"ld_alpha {trainer.ld_alpha}") for i in range(examples)]
-            known = collator.store.known(reference, [key for pair in keys for key in pair])
-        found = torch.zeros(examples, 2)
-        missing = []
-        for i in sorted(range(examples), key=lambda i: (collator.examples[i].image, i)):
-            if all(key in known for key in keys[i]):
-                found[i] = torch.tensor([known[key] for key in keys[i]])
-            else:
-                missing.append(i)
+            keys = [collator.sample_keys(example, f"ld_alpha {trainer.ld_alpha}") for example in examples]
+            known = store.known(reference, [key for pair in keys for key in pair])
+        missing = [i for i in range(len(examples)) if not all(key in known for key in keys[i])]
+        missing.sort(key=lambda i: (examples[i].image, i))
         size = trainer.args.per_device_train_batch_size
-        with progress(len(missing), "reference") as bar:
-            for start in range(0, len(missing), size):
-                rows = missing[start : start + size]
-                batch = trainer._prepare_inputs(collator([{"index": i} for i in rows]))
-                found[rows] = torch.stack(self.compute_ref_log_probs(trainer.model, batch), dim=1).float().cpu()
-                if collator.store is not None:
-                    numbers = {k: v for i in rows for k, v in zip(keys[i], found[i].tolist(), strict=True)}
-                    collator.store.keep(reference, numbers)
+        batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+        mine = batches if store is None else batches[trainer.args.process_index :: trainer.args.world_size]
+        with progress(sum(map(len, mine)), "reference") as bar:
+            for rows in mine:
+                batch = trainer._prepare_inputs(collator.batch([examples[i] for i in rows]))
+                found = torch.stack(self.compute_ref_log_probs(trainer.model, batch), dim=1).float().cpu()
+                names = [key for i in rows for key in keys[i]]
+                numbers = dict(zip(names, found.flatten().tolist(), strict=True))
+                known |= numbers
+                if store is not None:
+                    store.keep(reference, numbers)
                 bar.update(len(rows))
-        return found
+        if store is not None and trainer.args.world_size > 1:
+            trainer.accelerator.wait_for_everyone()
+            known = store.known(reference, [key for pair in keys for key in pair])
+        self.references_from = f"{len(examples) - len(missing)} pairs from disk, {len(missing)} computed"
+        return torch.tensor([[known[key] for key in pair] for pair in keys])
 
     def _planted(self, model: Any) -> _Planted:
         trainer: Any = self
         return _Planted(model, trainer.data_collator.vision, trainer.accelerator.autocast)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> ImageOrder:
-        """Rows of one image next to each other, unless the order is to be the data set's own."""
-        trainer: Any = self
-        if trainer.args.train_sampling_strategy != "random":
-            parent: Any = super()
-            return parent._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
-        images = [example.image for example in trainer.data_collator.examples]
-        return ImageOrder(images, trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed)
 
 
 def over_trees(trainer: type) -> type:

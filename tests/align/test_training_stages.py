@@ -46,7 +46,7 @@ def test_sft_then_dpo_learn_and_leave_the_language_alone(family: str, store: Sto
 
     assert out.counts() == {"in": 8, "out": {"model": 6}, "dropped": {"no image": 1, "held out": 1}}
     assert {d.reason for d in rows(out.path / "dropped", Dropped)} == {"no image", "held out"}
-    assert metrics["rows"] == {"in": 8, "used": 6, "set_aside": {"no image": 1, "held out": 1}}
+    assert metrics["rows"] == {"in": 8, "used": 6, "set_aside": {"no image": 1, "held out": 1}, "resized": 0}
     assert (metrics["steps"], metrics["epochs"]) == (16, 8.0)  # 6 rows by 4: 2 steps an epoch
     assert [point["step"] for point in metrics["curve"]] == list(range(1, 17))
     assert metrics["final_loss"] == metrics["curve"][-1]["loss"] < metrics["curve"][0]["loss"] - 0.4
@@ -58,6 +58,7 @@ def test_sft_then_dpo_learn_and_leave_the_language_alone(family: str, store: Sto
         assert digests["before"] == digests["after"], name
         assert len(digests["before"]) == 64
     assert metrics["examples_per_second"] > 0
+    assert metrics["training"] == {"path": "tree", "vision": "vision features computed each time: the tower trains"}
     json.dumps(metrics, allow_nan=False)
     files = {path.name for path in (out.path / "model").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "processor_config.json"} <= files
@@ -84,6 +85,11 @@ def test_sft_then_dpo_learn_and_leave_the_language_alone(family: str, store: Sto
         learning_rate=3e-3,
     )  # fmt: skip
     metrics, trained = run(dpo, store)
+    assert metrics["training"]["reference"] == "0 pairs from disk, 5 computed"
+    again, repeated = run(dpo, store, "b")
+    assert again["training"]["reference"] == "5 pairs from disk, 0 computed"
+    name = "model/adapter_model.safetensors"
+    assert (trained.path / name).read_bytes() == (repeated.path / name).read_bytes()
     first, last = metrics["curve"][0], metrics["curve"][-1]
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)  # the reference is the model as it came in
     assert last["rewards/margins"] > 0.05
@@ -102,6 +108,31 @@ def test_sft_then_dpo_learn_and_leave_the_language_alone(family: str, store: Sto
             for p in preferred
         ]
     assert min(gained) > 0  # by the saved weights, not by the trainer's word
+
+
+@pytest.mark.parametrize("family", ["mllama", "llava"])
+@pytest.mark.parametrize("stage", [SFT, DPO])
+def test_trees_train_as_the_plain_path_does(
+    stage: Any, family: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = images(store)
+    found = list(questions(paths, 11)) if stage is SFT else list(pairs(paths, 11))
+    training = stage(
+        input=keep(store, found, QA if stage is SFT else Pair), model=str(tiny(family, tmp_path)), batch_size=4,
+        micro_batch=2, epochs=2, learning_rate=3e-3,
+    )  # fmt: skip
+    over_trees, out = run(training, store, "a")
+    monkeypatch.setattr("align.tree.vision.why_plain", lambda *_: "for the test")
+    plain, other = run(training, store, "b")
+    assert over_trees["training"]["path"] == "tree"
+    assert over_trees["training"]["vision"].startswith("vision features")
+    assert plain["training"]["path"] == "plain: for the test"
+    assert plain["training"].get("reference", "computed once, 11 pairs") == "computed once, 11 pairs"
+    for one, two in zip(over_trees["curve"], plain["curve"], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4, abs=1e-4)
+    weights, same = (load_file(o.path / "model" / "adapter_model.safetensors") for o in (out, other))
+    for name, weight in weights.items():
+        torch.testing.assert_close(same[name], weight, atol=1e-4, rtol=0)
 
 
 def test_same_seed_same_weights_other_seed_other_weights(store: Store, tmp_path: Path) -> None:
@@ -204,7 +235,10 @@ def test_half_precision_around_a_float32_adapter(stage: Any, store: Store, tmp_p
         (SFT, {"batch_size": 32, "micro_batch": 5}, "micro_batch: 5 does not divide batch_size, which is 32"),
         (DPO, {"loss_type": ["sigmoid"]}, "loss_weights: 2 weights for 1 of loss_type"),
         (DPO, {"loss_type": ["exo_pair"], "loss_weights": [1.0]}, "label_smoothing: exo_pair needs a value above 0"),
-        (SFT, {"learning_rate": -1.0}, "learning_rate: .*greater than 0"),
+        (DPO, {"loss_type": ["mdpo_anchor"], "loss_weights": [1.0]}, "mdpo_anchor can only be added to another"),
+        (DPO, {"loss_type": ["ipo", "ipo"]}, "loss_type: a loss stands there twice"),
+        (DPO, {"reference": {"ema": 1.0, "every": 4}}, "reference.ema"),
+        (SFT, {"learning_rate": -1.0}, "learning_rate: .*(greater than|above) 0"),
         (SFT, {"learning_rat": 1.0}, "did you mean 'learning_rate'"),
         (DPO, {"loss_type": ["sigmoidal"]}, "loss_type"),
     ],

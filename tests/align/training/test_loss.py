@@ -59,7 +59,7 @@ def first_step(
     pixels = Pixels(encoder.pixels, 10**9)
     examples, aside = encode(rows, task.parts, encoder, stage.max_length, pixels.put)
     assert not aside
-    trainer = make_trainer(stage, model, processor, examples, pixels, task, str(folder / "checkpoints"))
+    trainer, _ = make_trainer(stage, model, processor, examples, pixels, task, str(folder / "checkpoints"), folder)
     if change is not None:
         change(model)
     watch = Gradients()
@@ -99,7 +99,7 @@ def test_sft(family: str, micro_batch: int | None, tmp_path: Path) -> None:
     loss.backward()
     expected = gradients(model)
     model.zero_grad()
-    task = Task("sft", sft._parts, MendedSFT, SFTConfig)
+    task = Task("sft", sft._parts, MendedSFT, SFTConfig, True)
     logged, found = first_step(stage, model, processor, list(rows), task, tmp_path)
     assert math.isclose(logged["loss"], loss.item(), rel_tol=1e-5)
     norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in expected.values()))
@@ -134,7 +134,7 @@ def test_dpo(family: str, steps: int, tmp_path: Path) -> None:
             train_sampling_strategy="sequential",
         )  # fmt: skip
 
-    task = Task("dpo", dpo._parts, MendedDPO, arguments)
+    task = Task("dpo", dpo._parts, MendedDPO, arguments, True)
     logged, found = first_step(stage, model, processor, list(rows), task, tmp_path, change=move_trained)
 
     margins, chosen_all = [], []
@@ -179,5 +179,7 @@ def test_rows_of_one_batch_do_not_touch_each_other(tmp_path: Path) -> None:
     with torch.no_grad():
         alone = [plain_logps(model, processor, row, row.completion) for row in rows]
     stage = SFT(input="", model=path, batch_size=2, max_steps=1)
-    logged, _ = first_step(stage, model, processor, list(rows), Task("sft", sft._parts, MendedSFT, SFTConfig), tmp_path)
+    logged, _ = first_step(
+        stage, model, processor, list(rows), Task("sft", sft._parts, MendedSFT, SFTConfig, True), tmp_path
+    )
     assert math.isclose(logged["loss"], -torch.cat(alone).mean().item(), rel_tol=1e-5)

@@ -46,8 +46,9 @@ def kill_after(process: subprocess.Popen[bytes], checkpoints: Path, step: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_killed_training_continues_to_the_same_weights(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sft", "dpo", "dpo with a reference that moves"])
+def test_killed_training_continues_to_the_same_weights(kind: str, tmp_path: Path) -> None:
+    name = kind[:3]
     store = Store(tmp_path / "store")
     base = str(tiny("mllama", tmp_path))
     paths = images(store)
@@ -64,6 +65,8 @@ def test_killed_training_continues_to_the_same_weights(name: str, tmp_path: Path
             SFT.model_validate({**config, "input": source, "max_steps": 10}).run(out)
         config["model"] = str(out.path / "model")
         config["adapter"] = None
+    if kind.endswith("moves"):
+        config |= {"reference": {"ema": 0.5, "every": 4}}
 
     uninterrupted = start(store, "whole", name, config)
     folder = Path(f"{store.artifact(name, 'killed')}.partial")
@@ -83,6 +86,7 @@ def test_killed_training_continues_to_the_same_weights(name: str, tmp_path: Path
     for tensor in expected:
         assert bytes(found[tensor].numpy()) == bytes(expected[tensor].numpy()), tensor
     metrics = [json.loads((path / "metrics.json").read_text()) for path in (whole, folder)]
+    assert metrics[0]["training"]["path"] == "tree"
     assert metrics[0]["curve"] == metrics[1]["curve"]
     assert [point["step"] for point in metrics[0]["curve"]] == list(range(1, STEPS + 1))
     assert not (folder / "checkpoints").exists()

@@ -74,3 +74,46 @@ def test_rows_of_an_image_stand_together_in_another_order_each_epoch():
     order.set_epoch(1)
     assert list(order) != first
     assert list(ImageOrder(images, seed=4)) != first
+
+
+def test_no_more_rows_of_an_image_stand_together_than_are_wanted():
+    images = [row // 10 for row in range(100)]
+    found = list(ImageOrder(images, seed=0, together=4))
+    assert sorted(found) == list(range(100))
+    starts = [n for n in range(100) if n == 0 or images[found[n]] != images[found[n - 1]]]
+    assert len(starts) >= 27  # thirty pieces, of which few meet by chance
+    order = list(ImageOrder(images, seed=0, together=1))
+    assert order != found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_steps_batches_cost_alike_and_keep_images_whole(seed):
+    draw = random.Random(seed)
+    images = [row // 5 for row in range(200)]  # 40 images of 5 rows
+    costs = [(draw.randint(5, 100), draw.randint(1, 60)) for _ in images]
+
+    def cost(rows):
+        by_image = {}
+        for row in rows:
+            by_image.setdefault(images[row], []).append(row)
+        return sum(max(costs[r][0] for r in g) + sum(costs[r][1] for r in g) for g in by_image.values())
+
+    order = list(ImageOrder(images, seed, costs, parts=4, size=10))
+    plain = list(ImageOrder(images, seed))
+    assert sorted(order) == list(range(200))
+    gaps = []
+    for start in range(0, 200, 40):
+        assert sorted(order[start : start + 40]) == sorted(plain[start : start + 40])  # a step has the rows it had
+        batches = [order[n : n + 10] for n in range(start, start + 40, 10)]
+        assert all(len({images[row] for row in batch}) == 2 for batch in batches)
+        gaps.append([max(map(cost, found)) / min(map(cost, found)) for found in (
+            batches, [plain[n : n + 10] for n in range(start, start + 40, 10)]
+        )])  # fmt: skip
+    assert sum(dealt for dealt, _ in gaps) < sum(drawn for _, drawn in gaps)
+
+
+def test_dealing_cuts_an_image_only_where_no_batch_has_room():
+    order = list(ImageOrder(["a"] * 5 + ["b"] * 2 + ["c"], 0, parts=2, size=4))
+    first, second = (sorted("aaaaabbc"[row] for row in order[n : n + 4]) for n in (0, 4))
+    assert sorted([first, second]) == [["a", "a", "a", "a"], ["a", "b", "b", "c"]]
+    assert sorted(ImageOrder(["a"] * 5, 0, parts=2, size=4)) == list(range(5))

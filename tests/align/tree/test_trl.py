@@ -1,4 +1,5 @@
 import copy
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -242,10 +243,17 @@ def test_a_tower_that_trains_is_never_kept(root, tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_rows_of_an_image_meet_in_a_batch_unless_told_otherwise(root):
+def test_rows_of_an_image_meet_in_a_step_unless_told_otherwise(root):
     setting = Setting(root, "llava", pairs=False)
     images = [example.image for example in setting.examples]
-    grouped = list(setting.tree(train_sampling_strategy="random")._get_train_sampler())
-    assert sorted(grouped) == list(range(6))
-    assert [images[row] for row in grouped] in ([images[0]] * 3 + [images[1]] * 3, [images[1]] * 3 + [images[0]] * 3)
+    for size, together in ((6, 1), (16, 2), (24, 3), (80, 3)):  # a step mixes eight images, where it has the rows
+        random = {"train_sampling_strategy": "random", "per_device_train_batch_size": size}
+        grouped = list(setting.tree(**random)._get_train_sampler())
+        assert sorted(grouped) == list(range(6))
+        plain = list(setting.plain(**random)._get_train_sampler())
+        assert plain == grouped
+        runs = [len(list(run)) for _, run in itertools.groupby(images[row] for row in grouped)]
+        assert max(runs) >= together
+        if together == 3:
+            assert runs == [3, 3]
     assert list(setting.tree()._get_train_sampler()) == list(range(6))
