@@ -165,13 +165,19 @@ def cp_command(name: str, to: Path) -> None:
 @cli.command("show")
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--rows", type=click.IntRange(1), is_flag=False, flag_value=3, help="The first N rows instead (3).")
+@click.option("--dropped", type=click.IntRange(1), is_flag=False, flag_value=3, help="The first N rows set aside (3).")
 @_RUNS
-def show_command(run: str, as_json: bool, root: Path) -> None:
-    """Show a run's counts and metrics: RUN is a pipeline's name, `pipeline/stage`, or a folder."""
-    from pipelines.show import collect, text
+def show_command(run: str, as_json: bool, rows: int | None, dropped: int | None, root: Path) -> None:
+    """Show a run's counts and metrics: RUN is a pipeline's name, `pipeline/step`, or a folder."""
+    from pipelines.show import collect, some_dropped, some_rows, text
 
-    found = collect(run, root)
-    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else text(found))
+    if rows is None and dropped is None:
+        found = collect(run, root)
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else text(found))
+    for most, told in ((rows, some_rows), (dropped, some_dropped)):
+        for line in told(run, root, most, as_json) if most is not None else ():
+            click.echo(line)
 
 
 @cli.command("report")

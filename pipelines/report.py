@@ -6,6 +6,7 @@ model or a file wrote is escaped by the template.
 
 import base64
 import io
+import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any
 
 from align.artifact import Artifact, rows
 from align.errors import UserError
-from align.records import Pair, Scored, text_of
+from align.records import QA, Pair, Scored, text_of
 from pipelines.catalog import stage_class
 from pipelines.console import counts_text, duration
-from pipelines.show import steps_of
+from pipelines.show import made_of, steps_of
 
-GALLERY = 24  # questions shown
+WITH_PAIR, OTHERS = 16, 8  # questions shown
 THUMBNAIL = 320  # pixels on the longer side
 
 
@@ -60,6 +61,7 @@ def write_report(run: str, root: Path, out: Path | None = None) -> Path:
             "counts": counts_text(artifact.manifest["counts"]),
             "seconds": duration(artifact.manifest["seconds"]),
             "folder": str(artifact.path),
+            "made": made_of([artifact]),
             "summary": stage_class(artifact.manifest["stage"]).summary_of(artifact.metrics),
             "curves": curves(artifact.metrics),
             "proof": artifact.metrics.get("proof"),
@@ -68,7 +70,7 @@ def write_report(run: str, root: Path, out: Path | None = None) -> Path:
     ]
     path = out or (root / run if (root / run).is_dir() else Path(run)) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    html = page.render(run=Path(run).name, steps=about, cards=gallery(steps))
+    html = page.render(run=Path(run).name, made=made_of(steps.values()), steps=about, cards=gallery(steps))
     path.write_text(html, encoding="utf-8", errors="replace")
     return path
 
@@ -92,37 +94,65 @@ def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
     return Curve(name, placed, ys[0], ys[-1], int(xs[-1]))
 
 
+@dataclass
+class Fates:
+    """What rejection sampling made of the candidates that training took."""
+
+    best: set[str] = field(default_factory=set)  # ids
+    pairs: dict[str, list[Pair]] = field(default_factory=lambda: defaultdict(list))  # by question
+
+
 def gallery(steps: dict[str, Artifact]) -> list[Card]:
-    """The first questions of the last scored stage, by id, and their fate."""
-    scored = [a for a in steps.values() if a.manifest["stage"] == "score"]
-    if not scored:
-        return []
-    chosen, rejected = _fates(steps)
-    cards: dict[str, Card] = {}
-    by_question: dict[str, list[Scored]] = defaultdict(list)
-    for row in rows(scored[-1].path / "scored", Scored):
-        if row.question_id in by_question or len(by_question) < GALLERY:
-            by_question[row.question_id].append(row)
-    for question_id, group in sorted(by_question.items()):
-        first = group[0]
-        card = Card(thumbnail(first.images[0]) if first.images else "", text_of(first.prompt), first.reference)
-        for row in sorted(group, key=lambda r: (-(r.score if r.score is not None else -1.0), r.id)):
-            text = text_of(row.completion)
-            fate = "chosen" if (question_id, text) in chosen else "rejected" if (question_id, text) in rejected else ""
-            card.candidates.append({"text": text, "score": row.score, "sampler": row.sampler, "fate": fate})
-        cards[question_id] = card
-    return list(cards.values())
-
-
-def _fates(steps: dict[str, Artifact]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """(question, text) of what stands as chosen and as rejected in the preference pairs."""
-    chosen, rejected = set(), set()
+    """Questions with every scored candidate, and which of them SFT and DPO were given: first some that made a pair,
+    then some others, by id."""
+    fates = fates_of(steps)
+    wanted = set(sorted(fates.pairs)[:WITH_PAIR])
+    others: set[str] = set()
+    by_question: dict[str, dict[str, Scored]] = defaultdict(dict)
     for artifact in steps.values():
-        if artifact.manifest["stage"] == "reject":
+        if artifact.manifest["stage"] == "score":
+            for row in rows(artifact.path / "scored", Scored):
+                if row.question_id not in fates.pairs and len(others) < OTHERS:
+                    others.add(row.question_id)
+                if row.question_id in wanted | others:
+                    by_question[row.question_id][row.id] = row
+    return [card(list(by_question[q].values()), fates) for q in [*sorted(wanted), *sorted(others)] if q in by_question]
+
+
+def card(group: list[Scored], fates: Fates) -> Card:
+    """One question: its candidates by score, each with its fate; of equal texts in a pair the best stands for it."""
+    first, said = group[0], set()
+    made = Card(thumbnail(first.images[0]) if first.images else "", text_of(first.prompt), first.reference)
+    for row in sorted(group, key=lambda r: (-(r.score if r.score is not None else -1.0), r.id)):
+        text = text_of(row.completion)
+        words = ["best, for SFT"] if row.id in fates.best else []
+        kind = "best" if words else ""
+        for n, pair in enumerate(fates.pairs.get(row.question_id, []), 1):
+            for side in ("chosen", "rejected"):
+                if text == text_of(getattr(pair, side)) and (n, side) not in said:
+                    said.add((n, side))
+                    words.append(f"{side} in pair {n}, for DPO")
+                    kind = side
+        made.candidates.append(
+            {"text": text, "score": row.score, "sampler": row.sampler, "fate": kind, "why": " · ".join(words)}
+        )
+    return made
+
+
+def fates_of(steps: dict[str, Artifact]) -> Fates:
+    """What the reject steps gave to the steps below them; of one that nothing below has taken from, all it made."""
+    taken = json.dumps([artifact.manifest["config"] for artifact in steps.values()])
+    found = Fates()
+    for artifact in steps.values():
+        if artifact.manifest["stage"] != "reject":
+            continue
+        ports = [port for port in ("best", "pairs") if f"artifact:{artifact.manifest['key']}/{port}" in taken]
+        if "best" in ports or not ports:
+            found.best |= {row.id for row in rows(artifact.path / "best", QA)}
+        if "pairs" in ports or not ports:
             for pair in rows(artifact.path / "pairs", Pair):
-                chosen.add((pair.question_id, text_of(pair.chosen)))
-                rejected.add((pair.question_id, text_of(pair.rejected)))
-    return chosen, rejected
+                found.pairs[pair.question_id].append(pair)
+    return found
 
 
 def thumbnail(path: str) -> str:

@@ -3,14 +3,18 @@
 In: the name of a run. Out: a dictionary of steps (`collect`), the same as text, and the keys of a stage for `--help`.
 """
 
+import json
 import typing
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from align.artifact import Artifact
+from align.artifact import Artifact, rows
 from align.config import shipped
 from align.errors import UserError, did_you_mean
 from align.stage import Outside, Ref, Stage, markers
@@ -30,6 +34,8 @@ def steps_of(run: str, root: Path) -> dict[str, Artifact]:
         if found:
             order = sorted(found, key=lambda n: found[n].manifest["created"])
             return {name: found[name] for name in order}
+    if (root / run).is_dir():
+        raise UserError(f"{run}: no step of this run is done yet; its logs: {root / run / 'logs'}")
     runs = [p.name for p in root.iterdir() if p.name != "store"] if root.is_dir() else []
     raise UserError(f"{run}: no such run in {root}{did_you_mean(run, runs)}")
 
@@ -66,6 +72,8 @@ def collect(run: str, root: Path) -> dict[str, Any]:
             "metrics": artifact.metrics,
             "folder": str(artifact.path),
             "config": artifact.manifest["config"],
+            "seed": artifact.manifest["seed"],
+            "created": artifact.manifest["created"],
             "libraries": artifact.manifest["libraries"],
         }
         for name, artifact in steps_of(run, root).items()
@@ -73,8 +81,8 @@ def collect(run: str, root: Path) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """The same for a person: a line a step, its plain numbers below it, and the stage's own summary."""
-    lines = []
+    """The same for a person: when and with what, a line a step, its plain numbers below it, the stage's own summary."""
+    lines = _made([(s["seed"], s["created"], s["seconds"], s["libraries"]) for s in found.values()])
     width = max(len(name) for name in found)
     for name, step in found.items():
         counts = counts_text(step["counts"])
@@ -84,6 +92,64 @@ def text(found: dict[str, Any]) -> str:
         if summary:
             lines.append(summary)
     return "\n".join(lines)
+
+
+def made_of(artifacts: Iterable[Artifact]) -> list[str]:
+    """Seed, date, the time that the work took, and the versions of the libraries, in two lines."""
+    manifests = [artifact.manifest for artifact in artifacts]
+    return _made([(m["seed"], m["created"], m["seconds"], m["libraries"]) for m in manifests])
+
+
+def _made(steps: list[tuple[int, float, float, dict[str, str]]]) -> list[str]:
+    seeds, created, seconds, libraries = zip(*steps, strict=True)
+    date = datetime.fromtimestamp(max(created)).astimezone().isoformat(" ", "minutes")
+    versions = dict.fromkeys(f"{name} {version}" for each in libraries for name, version in each.items())
+    seed = ", ".join(str(seed) for seed in dict.fromkeys(seeds))
+    return [f"seed {seed}; made {date}; {duration(sum(seconds))} of work", ", ".join(versions)]
+
+
+def some_rows(run: str, root: Path, most: int, as_json: bool) -> Iterator[str]:
+    """The first rows of every output of a run's steps, for a person or as JSON, an object a line."""
+    for name, artifact in steps_of(run, root).items():
+        for port, kind in stage_class(artifact.manifest["stage"]).OUTPUTS.items():
+            if isinstance(kind, type):
+                found = rows(artifact.path / port, kind)
+                yield from _told(
+                    f"{name}/{port}", (row.model_dump(mode="json") for row in islice(found, most)), as_json
+                )
+
+
+def some_dropped(run: str, root: Path, most: int, as_json: bool) -> Iterator[str]:
+    """The first rows of a run's steps that were set aside, with the reason of each."""
+    for name, artifact in steps_of(run, root).items():
+        found = (
+            {"reason": d.reason, "detail": d.detail, **json.loads(d.row or "{}"), "id": d.id}
+            for d in artifact.dropped()
+        )
+        yield from _told(f"{name}: set aside", islice(found, most), as_json)
+
+
+def _told(title: str, found: Iterable[dict[str, Any]], as_json: bool) -> Iterator[str]:
+    for n, row in enumerate(found):
+        if as_json:
+            yield json.dumps(row, ensure_ascii=False)
+            continue
+        yield f"{title}" if n == 0 else ""
+        width = max(len(key) for key in row)
+        for key, value in row.items():
+            shown = _said(value)
+            if shown:
+                yield f"  {key:<{width}}  {shown}"
+
+
+def _said(value: Any) -> str:
+    """A value in one line of printable characters: what a model wrote must not steer the terminal."""
+    if isinstance(value, list) and value and all(isinstance(v, dict) and "content" in v for v in value):
+        value = " / ".join(v["content"] for v in value)
+    elif isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = ", ".join(value)
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _plain(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -8,9 +9,11 @@ from PIL import Image
 
 from align.artifact import Out, begin, commit
 from align.errors import UserError
-from align.records import QA, Message, Pair, Scored
-from pipelines.report import curves, write_report
+from align.records import QA, Message, Pair, Scored, dropped
+from pipelines.report import curves, gallery, write_report
 from pipelines.runner import Runs
+from pipelines.show import steps_of
+from tests.pipelines.test_cli import call
 
 EVIL = '<script>document.title="broken"</script><img src=x onerror="document.title=1">'
 
@@ -25,7 +28,8 @@ def make(
     with begin(runs.store, stage, name * 20) as out:
         for port, (row_type, found) in out_rows.items():
             out.write(port, row_type, found)
-        manifest = {"stage": stage, "version": 1, "key": name * 20, "config": {}, "seconds": 1.0, "libraries": {}}
+        manifest = {"stage": stage, "version": 1, "key": name * 20, "config": {}, "seconds": 1.0}
+        manifest |= {"seed": 0, "libraries": {"torch": "2.13.0"}}
         artifact = commit(Out(out.path, runs.store), manifest, metrics)
     runs.set_link("r", name, artifact)
 
@@ -48,8 +52,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         id="p", images=[image], prompt=scored[0].prompt, chosen=scored[0].completion, rejected=scored[1].completion,
         question_id="q1", image_id="i1", kind="read", chosen_score=1.0, rejected_score=0.0,
     )  # fmt: skip
+    best = QA(
+        id="c0", images=[image], prompt=scored[0].prompt, completion=scored[0].completion, image_id="i1", kind="read",
+        split="train",
+    )  # fmt: skip
     make(runs, "score", "scored", {}, {"scored": (Scored, list(scored))})
-    make(runs, "reject", "picked", {}, {"best": (QA, []), "pairs": (Pair, [pair])})
+    make(runs, "reject", "picked", {}, {"best": (QA, [best]), "pairs": (Pair, [pair])})
     make(
         runs,
         "sft",
@@ -88,6 +96,55 @@ def test_the_gallery_shows_scores_and_fates(run: Path) -> None:
     assert sum('class="rejected"' in r for r in rows) == 1
     assert sum('class=""' in r for r in rows) == 1
     assert "2 → 1, 2 steps" in html
+    (chosen,) = [r for r in rows if 'class="chosen"' in r]
+    assert "best, for SFT · chosen in pair 1, for DPO" in chosen
+    assert "seed 0; made 20" in html
+    assert "torch 2.13.0" in html
+
+
+def test_only_what_training_took_is_marked(run: Path) -> None:
+    runs = Runs(Path("runs"))
+    taken = {"stage": "reject", "key": "picked" * 20, "seconds": 1.0, "config": {}, "seed": 0, "libraries": {}}
+    assert gallery(steps_of("r", Path("runs")))[0].candidates[0]["why"].startswith("best, for SFT")
+    with begin(runs.store, "dpo", "d" * 40) as out:
+        config = {"input": f"artifact:{taken['key']}/pairs"}
+        runs.set_link("r", "dpo", commit(out, {**taken, "stage": "dpo", "key": "d" * 40, "config": config}, {}))
+    assert [c["why"] for c in gallery(steps_of("r", Path("runs")))[0].candidates] == [
+        "chosen in pair 1, for DPO",
+        "rejected in pair 1, for DPO",
+        "",
+    ]
+
+
+def test_a_run_without_a_finished_step_says_so(run: Path) -> None:
+    Path("runs/begun/logs").mkdir(parents=True)
+    with pytest.raises(UserError, match="begun: no step of this run is done yet; its logs: runs/begun/logs"):
+        write_report("begun", Path("runs"))
+
+
+def test_rows_and_what_was_set_aside_are_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "r/scored", "--rows", "2") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("sampler") == 2
+    assert "which colour?" in shown
+    assert call("show", "r/scored", "--rows", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["id"] for line in lines] == ["c0", "c1", "c2"]
+    runs = Runs(Path("runs"))
+    with begin(runs.store, "filter", "f" * 40) as out:
+        out.write("kept", QA, [])
+        row = QA(
+            id="q", images=[], prompt=say("user", "a\x1b[2Jb"), completion=[], image_id="i", kind="k", split="eval"
+        )
+        out.drop([dropped(row, "length", "too long")])
+        manifest = {"stage": "filter", "key": "f" * 40, "config": {}, "seconds": 1.0, "seed": 3, "libraries": {}}
+        runs.set_link("r", "clean", commit(out, manifest, {}))
+    assert call("show", "r/clean", "--dropped") == 0
+    told = capsys.readouterr().out
+    assert [line.split()[:2] for line in told.splitlines()[1:3]] == [["reason", "length"], ["detail", "too"]]
+    assert "\x1b" not in told
+    assert call("show", "r/clean") == 0
+    assert capsys.readouterr().out.startswith("seed 3; made 20")
 
 
 def test_a_report_never_lands_in_the_store(run: Path) -> None:
