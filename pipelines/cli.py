@@ -51,7 +51,7 @@ class _Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in STAGES.items()])
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="vlm-align", message="%(prog)s %(version)s")
 def cli() -> None:
     """Post-training of vision-language models: a teacher, a reward, rejection sampling, SFT and DPO on the vision
@@ -216,7 +216,7 @@ class _StageCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from pipelines.catalog import stage_class
-        from pipelines.show import keys_of
+        from pipelines.keys import keys_of
 
         assert self.name is not None
         with formatter.section("Keys"):

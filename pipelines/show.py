@@ -1,23 +1,18 @@
 """What there is to know of a run, for a person and for a program: counts, metrics, where things lie.
 
-In: the name of a run. Out: a dictionary of steps (`collect`), the same as text, and the keys of a stage for `--help`.
+In: the name of a run. Out: a dictionary of steps (`collect`), the same as text, and some of its rows.
 """
 
 import json
-import typing
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
 from align.artifact import Artifact, rows
 from align.config import shipped
 from align.errors import UserError, did_you_mean
-from align.stage import Outside, Ref, Stage, markers
 from pipelines.catalog import stage_class
 from pipelines.console import counts_text, duration
 
@@ -163,38 +158,3 @@ def _plain(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, int | float):
             found.append((f"{prefix}{key}", f"{value:.6g}"))
     return found
-
-
-def keys_of(kind: type[Stage]) -> list[tuple[str, str]]:
-    """A stage's keys with their types and defaults, for `--help`."""
-    return [(name, _about(field)) for name, field in kind.model_fields.items()]
-
-
-def _about(field: FieldInfo) -> str:
-    found = markers(field.annotation, field.metadata)
-    ref = next((m for m in found if isinstance(m, Ref)), None)
-    if ref is not None:
-        what = f"an artifact of {ref.to.__name__} rows" if isinstance(ref.to, type) else f"a {ref.to}"
-    elif any(isinstance(m, Outside) for m in found):
-        what = "a path"
-    else:
-        what = _type_text(field.annotation)
-    if field.is_required():
-        return f"{what}, required"
-    default = field.get_default(call_default_factory=True) if field.default is PydanticUndefined else field.default
-    return f"{what}, default {default!r}" if isinstance(default, str | int | float | bool | list | None) else what
-
-
-def _type_text(annotation: Any) -> str:
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return " | ".join(str(a) for a in args)
-    if origin is typing.Annotated:
-        return _type_text(args[0])
-    if origin in (list, tuple):
-        return f"list of {_type_text(args[0])}"
-    if origin is dict:
-        return f"mapping to {_type_text(args[1])}"
-    if args:
-        return " | ".join(_type_text(a) for a in args if a is not type(None))
-    return getattr(annotation, "__name__", str(annotation))

@@ -3,12 +3,16 @@ import os
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
 
+from data_gen.filter import FilterConfig
 from pipelines import cli as module
+from pipelines.catalog import STAGES, stage_class
 from pipelines.cli import cli
+from pipelines.keys import keys_of
 from tests.pipelines.test_pipeline import GOOD, write
 
 HEAVY = {"torch", "transformers", "vllm", "trl", "peft", "datasets", "pyarrow", "PIL"}
@@ -71,8 +75,25 @@ class TestCommands:
     def test_help_of_a_stage_lists_its_keys(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert call("scale", "--help") == 0
         shown = capsys.readouterr().out
-        assert "an artifact of Number rows, required" in " ".join(shown.split())
-        assert "seed" in shown
+        lines = [" ".join(line.split()) for line in shown.splitlines()]
+        assert "input Number rows, required" in lines
+        assert "options.factor whole number = 2" in lines
+
+
+def test_every_key_that_a_stage_takes_stands_in_its_help() -> None:
+    assert dict(keys_of(stage_class("sft")))["adapter.tower"] == 'frozen | lora = "frozen"'
+    sample = dict(keys_of(stage_class("sample")))
+    assert sample["samplers[].n"] == "whole number, required"
+    assert "max_model_len: whole number" in sample["samplers[].engine {engine: vllm}"]
+    assert "base_url: text, required" in sample["samplers[].engine {engine: server}"]
+    filters = dict(keys_of(stage_class("filter")))
+    for member in typing.get_args(typing.get_args(FilterConfig)[0]):
+        word = typing.get_args(member.model_fields["filter"].annotation)[0]
+        told = filters[f"filters[] {{filter: {word}}}"]
+        assert all(f"{name}: " in told for name in member.model_fields if name != "filter")
+    for name in STAGES:  # rewards hold rewards: no stage's help is without end
+        lines = keys_of(stage_class(name))
+        assert len(lines) == len({key for key, _ in lines}) < 100
 
 
 def test_describe_counts_what_trains(capsys: pytest.CaptureFixture[str]) -> None:
