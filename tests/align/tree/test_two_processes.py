@@ -1,4 +1,4 @@
-"""Two processes under torch's launcher (gloo) against one with the whole batch."""
+"""Two processes under `accelerate launch` (gloo) against one with the whole batch."""
 
 import json
 import socket
@@ -11,10 +11,20 @@ import pytest
 REPOSITORY = Path(__file__).parents[3]
 SCRIPT = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
+from align.training.encode import Encoded
 from tests.align.tree.test_trl import Setting, run
 root, family, pairs, size, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "dpo", int(sys.argv[4]), sys.argv[5]
 setting = Setting(root, family, pairs)
+if sys.argv[6] == "mixed":  # the second process of two gets text alone
+    tokenizer = setting.processor.tokenizer
+    for n, example in enumerate(setting.examples):
+        if n >= 3:
+            text = "<|begin|><|user|>" + "How many? " * n + "<|assistant|>three"
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            sequence = Encoded({name: ids[name][0] for name in ("input_ids", "attention_mask")}, 4)
+            setting.examples[n] = replace(example, image="", sequences=(sequence,) * len(example.sequences))
 extra = {"ddp_backend": "gloo"} if size < 6 else {}
 trainer = setting.tree(per_device_train_batch_size=size, max_steps=3, **extra)
 log, _, weights = run(trainer)
@@ -28,15 +38,16 @@ if trainer.accelerator.is_main_process:
 """
 
 
-def _train(root: Path, family: str, kind: str, processes: int, out: Path) -> dict:
+def _train(root: Path, family: str, kind: str, mixed: str, processes: int, out: Path) -> dict:
     script = out.with_suffix(".py")
     script.write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"]
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
-    given = [str(root), family, kind, str(6 // processes), str(out)]
+    given = [str(root), family, kind, str(6 // processes), str(out), mixed]
     environment = {
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": "1",
@@ -51,12 +62,15 @@ def _train(root: Path, family: str, kind: str, processes: int, out: Path) -> dic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "kind"), [("mllama", "dpo"), ("llava", "sft")])
-def test_two_processes_train_as_one_does(tmp_path_factory, tmp_path, family, kind):
+@pytest.mark.parametrize(
+    ("family", "kind", "mixed"),
+    [("mllama", "dpo", ""), ("llava", "sft", ""), ("mllama", "sft", "mixed"), ("llava", "sft", "mixed")],
+)
+def test_two_processes_train_as_one_does(tmp_path_factory, tmp_path, family, kind, mixed):
     root = tmp_path_factory.getbasetemp() / "tiny"
     root.mkdir(exist_ok=True)
-    one = _train(root, family, kind, 1, tmp_path / "one.json")
-    two = _train(root, family, kind, 2, tmp_path / "two.json")
+    one = _train(root, family, kind, mixed, 1, tmp_path / "one.json")
+    two = _train(root, family, kind, mixed, 2, tmp_path / "two.json")
     assert (one["processes"], two["processes"]) == (1, 2)
     for (loss, norm), (other_loss, other_norm) in zip(one["log"], two["log"], strict=True):
         assert other_loss == pytest.approx(loss, rel=1e-5, abs=1e-5)
