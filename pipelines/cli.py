@@ -5,8 +5,11 @@ exits with 1 and names its log; an interruption exits with 130 and the same comm
 """
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +227,14 @@ class _StageCommand(click.Command):
 
 
 def main() -> None:
-    """The entry point: turns mistakes into one line and an exit code."""
+    """The entry point: turns mistakes into one line and an exit code. Told to end, it ends as by Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_exit_code(lambda: cli(standalone_mode=False)))
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the first one's tidying short
+    raise KeyboardInterrupt
 
 
 def _exit_code(work: Callable[[], Any]) -> int:
@@ -235,8 +244,14 @@ def _exit_code(work: Callable[[], Any]) -> int:
         for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
         return 2
+    except click.NoSuchOption as error:
+        key = error.option_name.lstrip("-")
+        near = get_close_matches(key, [p.lstrip("-") for p in error.possibilities or ()], n=1)
+        hint = f"did you mean --{near[0]}?" if near else f"a key is given as {key}=VALUE"
+        click.echo(f"error: {error.option_name} is no option; {hint}", err=True)
+        return 2
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         return error.exit_code
     except OSError as error:
         if error.filename is None:
@@ -244,7 +259,8 @@ def _exit_code(work: Callable[[], Any]) -> int:
         click.echo(f"error: {error.filename}: {error.strerror}", err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; the same command continues", err=True)
+        again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        click.echo(f"\ninterrupted; what was done is kept, and the same command continues: {again}", err=True)
         return 130
     except RuntimeError as error:
         from pipelines.runner import StageFailed

@@ -3,6 +3,7 @@
 `vlm-align score` is a stage with KEY=VALUE words; three plain words are a reward, a file in and a file out.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ def with_files(stage: click.Command) -> click.Command:
     assert pipeline is not None
 
     def command(words: tuple[str, ...], allow_urls: bool, **given: Any) -> None:
-        if words and "=" not in words[0]:
+        keyed = [word for word in words if re.match(r"[\w.\[\]]+=", word)]
+        if not keyed and len(words) > 1:
             score_words(words, allow_urls)
         elif allow_urls:
             raise UserError("--allow-urls goes with a file: vlm-align score REWARD.yaml in.jsonl out.jsonl")

@@ -64,7 +64,8 @@ def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
     for step in steps:
         label = f"{step.name:<{width}}"
         if step.artifact.complete:
-            say(f"{label}  hit  {counts_text(step.artifact.manifest['counts'])}")
+            counts = counts_text(step.artifact.manifest["counts"])
+            say(f"{label}  hit  {counts}{'  ' if counts else ''}{runs.link(pipeline.name, step.name)}")
         else:
             _run_step(pipeline, step, runs, say, label)
         runs.set_link(pipeline.name, step.name, step.artifact)

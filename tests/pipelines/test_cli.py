@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,12 @@ class TestCommands:
                 ["scale", "input=nowhere"],
                 "error: vlm-align scale: input: no stage above and no artifact folder is called 'nowhere'",
             ),
+            (["run", "p.yaml", "--count", "3"], "error: --count is no option; a key is given as count=VALUE"),
+            (["run", "p.yaml", "--run", "x"], "error: --run is no option; did you mean --runs?"),
+            (["run", "p.yaml", "count", "=", "3"], "error: 'count': expected key=value"),
+            (["run"], "error: Missing argument 'PIPELINE'."),
+            (["run", "p.yaml", "numbrs.n=3"], "error: numbrs.n=: nothing of that name to set; did you mean 'numbers'?"),
+            (["run", "p.yaml", "numbers=3"], "error: numbers=: a stage's key is set as numbers.<key>="),
             (["show", "nothing"], "error: nothing: no such run in runs"),
             (["cp", "configs/none.yaml", "x.yaml"], "error: configs/none.yaml: no such shipped config"),
             (["cp", "nothing", "x.yaml"], "error: nothing: no such file"),
@@ -150,9 +157,8 @@ def test_plan_and_stage_classes_import_no_heavy_library() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_an_interruption_is_exit_130(tmp_path: Path) -> None:
-    import signal
-
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_exit_130(number: int, tmp_path: Path) -> None:
     write_to = tmp_path / "p.yaml"
     write_to.write_text("stages:\n  n: {stage: slow}\n")
     (tmp_path / "slow.py").write_text(
@@ -170,7 +176,9 @@ def test_an_interruption_is_exit_130(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip() == "interrupted; the same command continues"
+    (line,) = err.strip().splitlines()
+    assert line.startswith("interrupted; what was done is kept, and the same command continues: ")
+    assert line.endswith(" run p.yaml")
