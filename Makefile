@@ -26,6 +26,11 @@ lint: .venv/dev
 install: .venv/installed
 
 .venv/installed: requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { echo \
+	  "error: Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is: `$(PYTHON) --version 2>&1 | tail -n 1`;" \
+	  "name another: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module:" \
+	  "install it (Debian, Ubuntu: apt install python3-venv), or name another: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "installing into .venv (about two minutes) ..."
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch==2.13.0
