@@ -103,6 +103,7 @@ class Pair(Row):
     kind: str
     chosen_score: float
     rejected_score: float
+    edit: str = ""  # how the rejected answer was made from the chosen one, where it was: kind, old -> new
 
 
 class Prediction(Row):

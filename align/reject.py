@@ -1,74 +1,42 @@
 """Rejection sampling: of many scored answers to a question the best ones to imitate, and pairs to prefer by.
 
-In: scored candidates. Out: `best`, prompt-completion rows for SFT, and `pairs`, chosen and rejected rows for DPO. The
-unit is the question: questions in = questions that gave a best answer or a pair + questions set aside with a reason.
-Ties are broken by id, so the order of the rows changes nothing.
+In: scored candidates. Out: `best`, prompt-completion rows for SFT; `pairs`, chosen and rejected rows for DPO, and
+`held_out`, those of images kept from training; `unsolved`, the questions that want more candidates. The unit is the
+question: questions in = questions that gave a best answer or a pair + questions set aside with a reason. Ties are
+broken by id, so the order of the rows changes nothing.
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, ClassVar
+from dataclasses import asdict, replace
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from align.artifact import Out, count_rows, rows
 from align.errors import UserError, did_you_mean
-from align.metrics import collapse
+from align.pairs import EQUAL, Drawn, Picked, Question, cap_pairs, distinct, is_held_out, make_pairs, pair_rows, words
 from align.progress import progress
-from align.records import QA, Dropped, Message, Pair, Scored, Split, row_id, text_of
+from align.records import QA, Dropped, Message, Pair, Scored, text_of
 from align.stage import Metrics, PortType, Ref, Stage
-
-_EQUAL = 1e-9  # scores nearer than this are equal
-
-
-@dataclass(slots=True)
-class Drawn:
-    """One answer to a question."""
-
-    id: str
-    text: str
-    score: float
-    sampler: str
-    temperature: float
-    finish: str
-
-
-@dataclass(slots=True)
-class Question:
-    """A question with its answers, best first."""
-
-    id: str
-    images: list[str]
-    prompt: list[Message]
-    image_id: str
-    kind: str
-    split: Split
-    drawn: list[Drawn] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Picked:
-    """What a question gave; a reason for each of the two that it did not give."""
-
-    best: list[Drawn] = field(default_factory=list)
-    pairs: list[tuple[Drawn, Drawn]] = field(default_factory=list)
-    no_best: str = ""
-    no_pair: str = ""
 
 
 class Reject(Stage):
     """Keep the best answers, and pairs of a better and a worse one."""
 
     NAME: ClassVar[str] = "reject"
-    OUTPUTS: ClassVar[dict[str, PortType]] = {"best": QA, "pairs": Pair}
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"best": QA, "pairs": Pair, "held_out": Pair, "unsolved": QA}
 
     input: Annotated[str, Ref(Scored)]
     also: list[Annotated[str, Ref(Scored)]] = []  # more scored answers to the same questions, such as the policy's
     keep: int = Field(1, ge=1)  # best answers of different text a question
     min_score: float = 0.5  # an answer below it is never kept and never chosen
+    prefer: Literal["any", "shortest", "median"] = "any"  # length, among answers within `tie` of the best score
+    tie: float = Field(0.0, ge=0)
     margin: float = Field(0.0, ge=0)  # by which chosen must beat rejected; equal scores never make a pair
+    levels: int | None = Field(None, ge=2)  # of a rating 0..1: `margin` is then in steps of it
+    max_length_ratio: float | None = Field(None, gt=1)  # a pair's longer answer has at most this many times the words
     max_pairs: int = Field(1, ge=0)  # a question
     max_pairs_per_image: int | None = Field(None, ge=1)
     chosen_from: list[str] | None = None  # samplers whose answers may be chosen in a pair
@@ -76,6 +44,7 @@ class Reject(Stage):
     pass_score: float = 0.5  # an answer is right from here on, for the two shares below
     min_pass: float = Field(0.0, ge=0, le=1)  # questions with a smaller share of right answers are set aside
     max_pass: float = Field(1.0, ge=0, le=1)  # and those with a larger one
+    held_out: float = Field(0.0, ge=0, lt=1)  # share of the images, by hash, that give nothing but `held_out` pairs
 
     @model_validator(mode="after")
     def _ordered(self) -> "Reject":
@@ -97,10 +66,19 @@ class Reject(Stage):
         out.rows_in = len(questions)
         picked = {q.id: pick(q, self) for q in questions}
         cap_pairs(questions, picked, self.max_pairs_per_image)
-        out.write("best", QA, (row for q in questions for row in best_rows(q, picked[q.id])))
-        out.write("pairs", Pair, (row for q in questions for row in pair_rows(q, picked[q.id])))
+        kept = [q for q in questions if not is_held_out(q.image_id, self.held_out)]
+        away = [q for q in questions if is_held_out(q.image_id, self.held_out)]
+        out.write("best", QA, (row for q in kept for row in best_rows(q, picked[q.id])))
+        out.write("pairs", Pair, (row for q in kept for row in pair_rows(q, picked[q.id])))
+        out.write("held_out", Pair, (row for q in away for row in pair_rows(q, picked[q.id])))
+        out.write("unsolved", QA, (unsolved_row(q) for q in kept if self._wants_more(q)))
         out.drop(set_aside(q, picked[q.id]) for q in questions if not _used(picked[q.id]))
         return summary(questions, picked, candidates, self.pass_score)
+
+    def _wants_more(self, question: Question) -> bool:
+        """Fewer right answers than are to be kept: worth another wave of candidates."""
+        good = (d for d in question.drawn if d.score >= self.min_score - EQUAL and d.finish != "length")
+        return question.split == "train" and len(distinct(good)) < self.keep
 
 
 def _ticking(found: Iterable[Scored], tick: Callable[[], object]) -> Iterator[Scored]:
@@ -116,7 +94,9 @@ def gather(scored: Iterable[Scored]) -> list[Question]:
     for row in scored:
         question = questions.get(row.question_id)
         if question is None:
-            question = Question(row.question_id, row.images, row.prompt, row.image_id, row.kind, row.split)
+            question = Question(
+                row.question_id, row.images, row.prompt, row.image_id, row.kind, row.split, row.reference
+            )
             questions[row.question_id] = question
         if row.score is not None:
             text = text_of(row.completion)
@@ -131,29 +111,31 @@ def pick(question: Question, config: Reject) -> Picked:
     reason = _unfit(question, config)
     if reason:
         return Picked(no_best=reason, no_pair=reason)
-    score = {text: d.score for text, d in _distinct(question.drawn).items()}  # a text is worth its best copy
+    score = {text: d.score for text, d in distinct(question.drawn).items()}  # a text is worth its best copy
     # An answer that was cut off is no example of how to answer; it may be rejected.
     whole = [d for d in question.drawn if d.finish != "length"]
     if config.chosen_from is not None:  # of equal texts, the one that may be chosen stands for both
         first = set(config.chosen_from)
         whole.sort(key=lambda d: (-d.score, d.sampler not in first, d.id))
-    good = [d for d in _distinct(whole).values() if d.score >= config.min_score - _EQUAL]
+    good = [d for d in distinct(whole).values() if d.score >= config.min_score - EQUAL]
     if not good:
         return Picked(no_best="no good answer", no_pair="no good answer")
     better = [d for d in good if config.chosen_from is None or d.sampler in config.chosen_from]
     allowed = (d for d in question.drawn if config.rejected_from is None or d.sampler in config.rejected_from)
-    worse = [replace(d, score=score[text]) for text, d in _distinct(allowed).items()]
-    pairs = _pairs(better, worse, config) if better else []
-    return Picked(good[: config.keep], pairs, no_pair="" if pairs else "no pair")
+    worse = [replace(d, score=score[text]) for text, d in distinct(allowed).items()]
+    pairs = make_pairs(better, worse, config) if better else []
+    return Picked(by_length(good, config)[: config.keep], pairs, no_pair="" if pairs else "no pair")
 
 
-def _distinct(drawn: Iterable[Drawn]) -> dict[str, Drawn]:
-    """The first of equal texts (white space aside) by text, in the same order; an empty text is no answer."""
-    found: dict[str, Drawn] = {}
-    for d in drawn:
-        found.setdefault(collapse(d.text), d)
-    found.pop("", None)
-    return found
+def by_length(good: list[Drawn], config: Reject) -> list[Drawn]:
+    """Good answers, best first; those within `tie` of the best by length where one is preferred: a reward that gives
+    many answers the same score would otherwise leave length to chance, or to its own liking for long ones."""
+    if config.prefer == "any":
+        return good
+    near = [d for d in good if good[0].score - d.score <= config.tie + EQUAL]
+    lengths = sorted(words(d.text) for d in near)
+    wanted = 0 if config.prefer == "shortest" else lengths[(len(lengths) - 1) // 2]
+    return sorted(near, key=lambda d: (abs(words(d.text) - wanted), -d.score, d.id)) + good[len(near) :]
 
 
 def _unfit(question: Question, config: Reject) -> str:
@@ -162,48 +144,14 @@ def _unfit(question: Question, config: Reject) -> str:
     if not question.drawn:
         return "no score"
     share = pass_share(question, config.pass_score)
-    if share < config.min_pass - _EQUAL:
+    if share < config.min_pass - EQUAL:
         return "too seldom right"
-    return "too often right" if share > config.max_pass + _EQUAL else ""
+    return "too often right" if share > config.max_pass + EQUAL else ""
 
 
 def pass_share(question: Question, pass_score: float) -> float:
     """The share of a question's answers that are right."""
-    return sum(d.score >= pass_score - _EQUAL for d in question.drawn) / len(question.drawn)
-
-
-def _pairs(good: list[Drawn], worse: list[Drawn], config: Reject) -> list[tuple[Drawn, Drawn]]:
-    """From the worst answer upward, each rejected once; the good ones take turns, best first. Equal texts have one
-    score, so they make no pair."""
-    found: list[tuple[Drawn, Drawn]] = []
-    for rejected in sorted(worse, key=lambda d: (d.score, d.id)):
-        if len(found) >= config.max_pairs:
-            break
-        turn = len(found) % len(good)
-        for chosen in good[turn:] + good[:turn]:
-            difference = chosen.score - rejected.score
-            if difference > _EQUAL and difference >= config.margin - _EQUAL:
-                found.append((chosen, rejected))
-                break
-    return found
-
-
-def cap_pairs(questions: list[Question], picked: dict[str, Picked], most: int | None) -> None:
-    """Leave at most `most` pairs an image: first every question's first pair, those of the largest margin first."""
-    if most is None:
-        return
-    of_image: defaultdict[str, list[tuple[int, float, str, int]]] = defaultdict(list)
-    for question in questions:
-        for i, (chosen, rejected) in enumerate(picked[question.id].pairs):
-            of_image[question.image_id].append((i, rejected.score - chosen.score, question.id, i))
-    for ranked in of_image.values():
-        left: defaultdict[str, list[int]] = defaultdict(list)
-        for _, _, question_id, i in sorted(ranked)[:most]:
-            left[question_id].append(i)
-        for question_id in {r[2] for r in ranked}:
-            found = picked[question_id]
-            found.pairs = [found.pairs[i] for i in sorted(left[question_id])]
-            found.no_pair = "" if found.pairs else "enough pairs of the image"
+    return sum(d.score >= pass_score - EQUAL for d in question.drawn) / len(question.drawn)
 
 
 def best_rows(question: Question, picked: Picked) -> Iterator[QA]:
@@ -221,21 +169,19 @@ def best_rows(question: Question, picked: Picked) -> Iterator[QA]:
         )
 
 
-def pair_rows(question: Question, picked: Picked) -> Iterator[Pair]:
-    """A question's pairs as DPO rows."""
-    for chosen, rejected in picked.pairs:
-        yield Pair(
-            id=row_id("pair", chosen.id, rejected.id),
-            images=question.images,
-            prompt=question.prompt,
-            chosen=[Message(role="assistant", content=chosen.text)],
-            rejected=[Message(role="assistant", content=rejected.text)],
-            question_id=question.id,
-            image_id=question.image_id,
-            kind=question.kind,
-            chosen_score=chosen.score,
-            rejected_score=rejected.score,
-        )
+def unsolved_row(question: Question) -> QA:
+    """The question as it was asked."""
+    answer = [] if question.reference is None else [Message(role="assistant", content=question.reference)]
+    return QA(
+        id=question.id,
+        images=question.images,
+        prompt=question.prompt,
+        completion=answer,
+        image_id=question.image_id,
+        kind=question.kind,
+        split=question.split,
+        source="unsolved",
+    )
 
 
 def _used(picked: Picked) -> bool:
@@ -275,8 +221,10 @@ def summary(questions: list[Question], picked: dict[str, Picked], candidates: in
         "mean_score": _mean(d.score for q in rated for d in q.drawn),
         "best_score": _mean(d.score for d in best),
         "mean_margin": _mean(c.score - r.score for c, r in pairs),
-        "chosen_words": _mean(len(c.text.split()) for c, _ in pairs),
-        "rejected_words": _mean(len(r.text.split()) for _, r in pairs),
+        "chosen_words": _mean(words(c.text) for c, _ in pairs),
+        "rejected_words": _mean(words(r.text) for _, r in pairs),
+        "chosen_longer": _mean(float(words(c.text) > words(r.text)) for c, r in pairs),
+        "chosen_shorter": _mean(float(words(c.text) < words(r.text)) for c, r in pairs),
         "best_from": dict(Counter(d.sampler for d in best)),
         "chosen_from": dict(Counter(c.sampler for c, _ in pairs)),
         "rejected_from": dict(Counter(r.sampler for _, r in pairs)),

@@ -24,6 +24,7 @@ STAGES: dict[str, tuple[str, str]] = {
     ),
     "safety": ("data_gen.safety:Safety", "prompts that are harmful, borderline or harmless, with right answers"),
     "sample": ("align.sample:Sample", "draw candidate answers from teacher and student"),
+    "vote": ("align.vote:Vote", "the answer that most candidates agree on, where none is known"),
     "score": ("reward.score:ScoreStage", "score the candidates with a reward"),
     "train-reward": ("reward.train:TrainReward", "train a reward model from preferences or scored candidates"),
     "best-of": (
@@ -31,6 +32,7 @@ STAGES: dict[str, tuple[str, str]] = {
         "accuracy of the best of n answers by a reward, against mean, majority and pass@n",
     ),
     "reject": ("align.reject:Reject", "rejection sampling: the best answers, and preference pairs"),
+    "edit-pairs": ("align.edit_pairs:EditPairs", "preference pairs by a deliberate error in the right answer"),
     "mix": ("align.mix:Mix", "one training set from several, by weights"),
     "mix-pairs": ("align.mix:MixPairs", "one set of preference pairs from several, by weights"),
     "sft": ("align.sft:SFT", "supervised fine-tuning of the vision adapter"),

@@ -193,3 +193,75 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 def test_contradictory_shares_are_refused() -> None:
     with pytest.raises(ValidationError, match="max_pass"):
         Reject(input="x", min_pass=0.9, max_pass=0.1)
+
+
+def test_a_margin_in_steps_of_a_rating() -> None:
+    # Ratings 1 to 5 as 0..1: 5, 4 and 2.
+    found = [scored("q", "a", 1.0), scored("q", "b", 0.75), scored("q", "c", 0.26)]
+    assert picked(found, max_pairs=9, levels=5, margin=1)[1] == [("a", "c"), ("a", "b")]
+    assert picked(found, max_pairs=9, levels=5, margin=3)[1] == [("a", "c")]
+    assert picked(found, max_pairs=9, levels=5, margin=4)[1] == []
+    close = [scored("q", "a", 0.80), scored("q", "b", 0.70)]  # the same level
+    assert picked(close, levels=5, margin=1)[1] == []
+    assert picked(close, margin=0.1)[1] == [("a", "b")]
+
+
+def test_a_pair_whose_answers_differ_much_in_length_is_not_made() -> None:
+    found = [
+        scored("q", "one two three four five six", 1.0),
+        scored("q", "one", 0.1),
+        scored("q", "one two three", 0.2),
+    ]
+    assert picked(found)[1] == [("one two three four five six", "one")]
+    assert picked(found, max_length_ratio=2)[1] == [("one two three four five six", "one two three")]
+    assert picked(found, max_length_ratio=1.9)[3] == "no pair"
+
+
+def test_length_decides_among_answers_of_like_score() -> None:
+    found = [scored("q", "a " * n, score) for n, score in ((9, 1.0), (5, 1.0), (2, 1.0), (1, 0.95), (7, 0.6))]
+
+    def lengths(**config: Any) -> list[int]:
+        return [len(text.split()) for text in picked(found, keep=9, **config)[0]]
+
+    assert lengths(prefer="shortest") == [2, 5, 9, 1, 7]
+    assert lengths(prefer="median") == [5, 2, 9, 1, 7]
+    assert lengths(prefer="shortest", tie=0.1) == [1, 2, 5, 9, 7]
+
+
+def test_images_that_are_held_out_give_held_out_pairs_alone(tmp_path: Path) -> None:
+    found = [
+        scored(f"q{i}", text, score, image=f"i{i // 3}").model_copy(update={"image_id": f"i{i // 3}"})
+        for i in range(300)
+        for text, score in (("a", 1.0), ("b", 0.0))
+    ]
+    store = Store(tmp_path)
+    with begin(store, "score", "0" * 16) as out:
+        out.write("scored", Scored, found)
+        source = str(out.path / "scored")
+        made = Out(tmp_path / "artifacts" / "reject.partial", store)
+        Reject(input=source, held_out=0.2).run(made)
+    sides = {port: {p.image_id for p in rows(made.path / port, Pair)} for port in ("pairs", "held_out")}
+    assert 10 <= len(sides["held_out"]) <= 30  # of 100
+    assert not sides["pairs"] & sides["held_out"]
+    assert len(sides["pairs"] | sides["held_out"]) == 100
+    assert {r.image_id for r in rows(made.path / "best", QA)} == sides["pairs"]
+    assert made.rows_out["pairs"] + made.rows_out["held_out"] == 300
+
+
+def test_questions_that_want_more_candidates_are_asked_again(tmp_path: Path) -> None:
+    found = [
+        scored("solved", "a", 1.0), scored("solved", "b", 0.9), scored("half", "a", 1.0),
+        scored("half", " a ", 0.9, number="x"),
+        scored("none", "a", 0.1), scored("cut", "a", 1.0, finish="length"), scored("eval", "a", 0.0, split="eval"),
+        scored("unscored", "a", None, reference="7"),
+    ]  # fmt: skip
+    store = Store(tmp_path)
+    with begin(store, "score", "0" * 16) as out:
+        out.write("scored", Scored, found)
+        made = Out(tmp_path / "artifacts" / "reject.partial", store)
+        Reject(input=str(out.path / "scored"), keep=2).run(made)
+    again = {r.id: r for r in rows(made.path / "unsolved", QA)}
+    assert set(again) == {"half", "none", "cut", "unscored"}
+    assert text_of(again["none"].prompt) == "none?"
+    assert text_of(again["unscored"].completion) == "7"
+    assert again["none"].completion == []

@@ -1,0 +1,118 @@
+"""Deliberate errors: answers made wrong in one place, as rejected answers to learn from.
+
+In: right answers. Out: the same answer with one number, colour, relation, yes/no or name changed, all else equal, so
+that length and style give nothing away (numbers and visual text: Llama 3, arXiv 2407.21783, section 7.5.4; edits as
+hard negatives: VaPR, arXiv 2510.01700). A name is a capitalised word within a sentence or a quoted text, such as what an image
+says; others are taken from other answers. Everything is drawn from the random generator that is given.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from align.metrics import normalise
+
+COLOURS = (
+    "red", "green", "blue", "yellow", "orange", "purple", "black", "white", "gray", "brown", "pink", "teal",
+)  # fmt: skip
+KINDS = ("number", "colour", "yesno", "name")
+"""What `perturb` changes unless told otherwise; `relation` is the one more that it knows."""
+_NUMBER = re.compile(r"(?<![\w.])(\d+(?:,\d{3})*)(\.\d+)?(?![\w]|[.,]\d)")
+_COLOUR = re.compile(rf"\b({'|'.join(COLOURS)}|grey)\b", re.IGNORECASE)
+_YESNO = re.compile(r"\b(yes|no)\b(?=\s*(?:[.,;:!]|$))", re.IGNORECASE)
+_OPPOSITES = (
+    ("left", "right"), ("above", "below"), ("top", "bottom"), ("upper", "lower"), ("before", "after"),
+    ("more", "less"), ("most", "least"), ("larger", "smaller"), ("largest", "smallest"), ("bigger", "smaller"),
+    ("taller", "shorter"), ("tallest", "shortest"), ("higher", "lower"), ("highest", "lowest"), ("inside", "outside"),
+    ("in front of", "behind"), ("increases", "decreases"), ("increased", "decreased"), ("rises", "falls"),
+)  # fmt: skip
+OPPOSITE = {**{b: a for a, b in reversed(_OPPOSITES)}, **dict(_OPPOSITES)}
+"""A relation and the one that makes it wrong."""
+_RELATION = re.compile(rf"\b({'|'.join(sorted(OPPOSITE, key=len, reverse=True))})\b", re.IGNORECASE)
+_QUOTED = re.compile(r"\"([^\"]{2,40})\"|“([^”]{2,40})”")
+_NAME = re.compile(r"(?<=[\w,;:] )[A-Z][\w-]+(?: [A-Z][\w-]+)*")
+"""A capitalised word or several that begin no sentence."""
+
+
+def names_in(texts: Iterable[str]) -> list[str]:
+    """The names that texts mention: capitalised words within a sentence, quoted text; sorted, each once."""
+    return sorted({name for text in texts for name, _ in _names(text)})
+
+
+def perturb(
+    text: str, names: Sequence[str], draw: random.Random, kinds: Sequence[str] = KINDS
+) -> tuple[str, str] | None:
+    """The text with one error, and which of `kinds` it is. None where there is nothing in it that could be made wrong.
+    The kind is drawn among those that the text has, then the place."""
+    makers: dict[str, Callable[[], str | None]] = {
+        "number": lambda: _replaced(text, _spans(_NUMBER, text), lambda old: _other_number(old, draw), draw),
+        "colour": lambda: _replaced(text, _spans(_COLOUR, text), lambda old: _other(old, COLOURS, draw), draw),
+        "yesno": lambda: _replaced(text, _spans(_YESNO, text)[:1], lambda old: _other(old, ("yes", "no"), draw), draw),
+        "name": lambda: _replaced(text, [s for _, s in _names(text)], lambda old: _other(old, names, draw), draw),
+        "relation": lambda: _replaced(text, _spans(_RELATION, text), _opposite, draw),
+    }
+    order = list(kinds)
+    draw.shuffle(order)
+    for kind in order:
+        changed = makers[kind]()
+        if changed is not None and normalise(changed) != normalise(text):
+            return changed, kind
+    return None
+
+
+def _spans(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
+    return [match.span() for match in pattern.finditer(text)]
+
+
+def _names(text: str) -> list[tuple[str, tuple[int, int]]]:
+    """Names and where they stand; numbers are no names, colours neither."""
+    quoted = [(m[1] or m[2], m.span(1) if m[1] else m.span(2)) for m in _QUOTED.finditer(text)]
+    inside = [span for _, span in quoted]
+    free = [
+        (m[0], m.span())
+        for m in _NAME.finditer(text)
+        if not any(a <= m.start() < b for a, b in inside) and not _COLOUR.fullmatch(m[0]) and not _YESNO.fullmatch(m[0])
+    ]
+    return [*quoted, *free]
+
+
+def _replaced(
+    text: str, spans: Sequence[tuple[int, int]], other: Callable[[str], str | None], draw: random.Random
+) -> str | None:
+    """The text with what stands at one of the spans exchanged."""
+    if not spans:
+        return None
+    start, end = draw.choice(spans)
+    new = other(text[start:end])
+    return None if new is None else text[:start] + new + text[end:]
+
+
+def _opposite(old: str) -> str:
+    new = OPPOSITE[old.lower()]
+    if old.isupper():
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new
+
+
+def _other(old: str, words: Sequence[str], draw: random.Random) -> str | None:
+    """Another of the words, in the case of the old one."""
+    same = {"grey": "gray"}.get(old.lower(), old.lower())
+    found = [word for word in words if word.lower() != same]
+    if not found:
+        return None
+    new = draw.choice(found)
+    if old.isupper() and len(old) > 1:
+        return new.upper()
+    return new[:1].upper() + new[1:] if old[:1].isupper() else new
+
+
+def _other_number(old: str, draw: random.Random) -> str:
+    """Another number of the same form (decimals, thousands separators): off by 10 to 60 %, at least by one unit of its
+    last digit; never below 0, a year or a count of one digit off by a few."""
+    decimals = len(old.partition(".")[2])
+    value = float(old.replace(",", ""))
+    unit = 10.0**-decimals
+    year = decimals == 0 and 1800 <= value <= 2100 and "," not in old
+    step = draw.randint(1, 5) * unit if year else max(unit, round(value * draw.uniform(0.1, 0.6) / unit) * unit)
+    new = value - step if value > step and draw.random() < 0.5 else value + step
+    return f"{new:,.{decimals}f}" if "," in old else f"{new:.{decimals}f}"

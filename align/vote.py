@@ -1,0 +1,80 @@
+"""Stage `vote`: where a question has no known answer, the one that most candidates agree on becomes its reference.
+
+In: candidates. Out: the same candidates with the majority's answer as `reference` (self-consistency, Wang et al., arXiv
+2203.11171), so that rewards which compare with a reference can score them. It makes answers agree, which is not being
+right: `min_share` is what the label's accuracy rests on. Questions whose candidates do not agree are set aside.
+"""
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from align.artifact import Out, count_rows, rows
+from align.metrics import final_answer, normalise
+from align.progress import progress
+from align.records import Candidate, Dropped, dropped, text_of
+from align.stage import Metrics, PortType, Ref, Stage
+
+
+class Vote(Stage):
+    """Let the candidates of a question decide its answer."""
+
+    NAME: ClassVar[str] = "vote"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"candidates": Candidate}
+
+    input: Annotated[str, Ref(Candidate)]
+    answer_after: str | None = None  # what is compared is what follows the last of these; the whole text if not given
+    min_share: float = Field(0.5, gt=0, le=1)  # of a question's candidates that must agree
+    min_votes: int = Field(2, ge=1)
+    replace: bool = False  # vote where there is a known answer too
+
+    def run(self, out: Out) -> Metrics:
+        """Count, then pass the candidates on."""
+        total = out.rows_in = count_rows(self.input)
+        ballots: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        spoken: dict[tuple[str, str], str] = {}
+        for row in rows(self.input, Candidate):
+            if self.replace or row.reference is None:
+                said = final_answer(text_of(row.completion), self.answer_after)
+                key = normalise(said) if said else ""
+                ballots[row.question_id][key] += 1
+                if said and key:
+                    first = spoken.setdefault((row.question_id, key), said)
+                    spoken[row.question_id, key] = min(first, said)
+        won = {q: winner(votes, self.min_share, self.min_votes) for q, votes in ballots.items()}
+        aside: list[Dropped] = []
+
+        def passed() -> Iterable[Candidate]:
+            with progress(total, "candidates") as bar:
+                for row in rows(self.input, Candidate):
+                    bar.update(1)
+                    if row.question_id not in won:
+                        yield row
+                    elif (key := won[row.question_id]) is None:
+                        votes = ", ".join(f"{n} x {k!r}" for k, n in ballots[row.question_id].most_common(3))
+                        aside.append(dropped(row, "no majority", votes))
+                    else:
+                        yield row.model_copy(update={"reference": spoken[row.question_id, key]})
+
+        out.write("candidates", Candidate, passed())
+        out.drop(aside)
+        agreed = [v for v in won.values() if v is not None]
+        shares = [ballots[q][k] / ballots[q].total() for q, k in won.items() if k is not None]
+        return {
+            "questions_without_answer": len(won),
+            "labelled": len(agreed),
+            "mean_share": sum(shares) / len(shares) if shares else None,
+        }
+
+
+def winner(votes: Counter[str], min_share: float, min_votes: int) -> str | None:
+    """The answer that most candidates gave; None for a tie, too small a share or too few votes. An empty answer is
+    a vote for none."""
+    ranked = heapq.nlargest(2, ((n, key) for key, n in votes.items() if key))
+    if not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
+        return None
+    most, key = ranked[0]
+    return key if most >= min_votes and most >= min_share * votes.total() - 1e-9 else None
