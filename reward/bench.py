@@ -1,14 +1,15 @@
 """How often a reward prefers the answer that people prefer, on the preference files of two published benchmarks.
 
 In: a reward and a file (`reward/pairfiles.py`). Out: accuracy by the benchmark's own definition, micro (over all pairs)
-and macro (over its categories), each with a 95 % interval over images, beside the strict one, where an undecided pair
-is wrong; a table by category; every pair's two scores. Scoring is `reward/files.py`'s, so a stopped run continues.
+and macro (over its categories), each with a 95 % interval over images; beside it the strict one, where an undecided pair
+is wrong, and those of liking short or long answers; a table by category; every pair's two scores. Scoring is that of
+`reward/files.py`, so a stopped run continues.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ EQUAL = 1e-9
 @dataclass(frozen=True)
 class Judged:
     """A pair with what the reward made of it. `outcome` is right, wrong, tie, or unscored where one answer or both
-    have no score; `reason` says why. `cluster` is the image."""
+    have no score; `reason` says why. `cluster` is the image, `lengths` are the answers' in characters."""
 
     id: str
     groups: tuple[str, ...]
@@ -35,6 +36,7 @@ class Judged:
     scores: tuple[float | None, float | None]
     outcome: str
     reason: str = ""
+    lengths: tuple[int, int] = (0, 0)
 
 
 def check_bench(source: Path, target: Path) -> None:
@@ -119,14 +121,26 @@ def judge(pair: Pair, records: Mapping[int | None, Mapping[str, Any]]) -> Judged
     values = [records[n]["score"] if n in records else None for n in (0, 1)]
     reason = next((r["reason"] for r in records.values() if r["reason"]), "")
     cluster = hashlib.sha256(pair.image.encode()).hexdigest()
-    first, second = values
+    outcome = outcome_of(values[0], values[1], pair.better)
+    lengths = (len(pair.answers[0]), len(pair.answers[1]))
+    return Judged(pair.id, pair.groups, cluster, pair.better, (values[0], values[1]), outcome, reason, lengths)
+
+
+def outcome_of(first: float | None, second: float | None, better: int) -> str:
+    """What two scores make of a pair: the higher one is the choice."""
     if first is None or second is None:
-        outcome = "unscored"
-    elif abs(first - second) <= EQUAL:
-        outcome = "tie"
-    else:
-        outcome = "right" if (first > second) == (pair.better == 0) else "wrong"
-    return Judged(pair.id, pair.groups, cluster, pair.better, (first, second), outcome, reason)
+        return "unscored"
+    if abs(first - second) <= EQUAL:
+        return "tie"
+    return "right" if (first > second) == (better == 0) else "wrong"
+
+
+def by_length(judged: Sequence[Judged], sign: int) -> list[Judged]:
+    """What a reward would make of the same pairs that likes long answers (1) or short ones (-1)."""
+    return [
+        replace(pair, outcome=outcome_of(sign * pair.lengths[0], sign * pair.lengths[1], pair.better))
+        for pair in judged
+    ]
 
 
 def report(form: Form, judged: Sequence[Judged]) -> dict[str, Any]:
@@ -142,6 +156,8 @@ def report(form: Form, judged: Sequence[Judged]) -> dict[str, Any]:
         "micro": _shown(estimate(judged, form.undecided)),
         "macro": _shown(macro([groups[top] for top in tops], form.undecided)),
         "strict": _shown(estimate(judged, 0.0)),
+        "shorter wins": _shown(estimate(by_length(judged, -1), form.undecided)),
+        "longer wins": _shown(estimate(by_length(judged, 1), form.undecided)),
         **counts(judged),
         "groups": {
             name: {"accuracy": _shown(estimate(groups[name], form.undecided)), **counts(groups[name])}
@@ -210,6 +226,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines += [line(name, group["accuracy"], group) for name, group in result["groups"].items()]
     lines += [line("micro", result["micro"], result), line("macro", result["macro"], None)]
     lines += [line("strict (undecided is wrong)", result["strict"], None)]
+    lines += [line(f"micro, if the {name}", result[name], None) for name in ("shorter wins", "longer wins")]
     lines.append(f"accuracy: {result['accuracy']}")
     if result["bad"]:
         lines.append(f"{len(result['bad'])} rows are no pairs and count nowhere: {result['bad'][0]['reason']}")

@@ -85,6 +85,8 @@ def test_vl_rewardbench_by_hand(tmp_path: Path) -> None:
     assert found["micro"]["value"] == pytest.approx(5 / 7)  # the tie is left out
     assert found["macro"]["value"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert found["strict"]["value"] == pytest.approx(5 / 8)
+    assert found["shorter wins"]["value"] == pytest.approx(5 / 7)  # cat and dog are as long
+    assert found["longer wins"]["value"] == pytest.approx(2 / 7)
     assert (found["n"], found["tie"], found["unscored"], found["bad"]) == (8, 1, 0, [])
     assert [p["outcome"] for p in found["pairs"]].count("right") == 5
     assert found["pairs"][0]["scores"] == [1.0, 0.0]
