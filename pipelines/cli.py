@@ -260,7 +260,8 @@ def _exit_code(work: Callable[[], Any]) -> int:
         return 2
     except (KeyboardInterrupt, click.Abort):
         again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        click.echo(f"\ninterrupted; what was done is kept, and the same command continues: {again}", err=True)
+        after = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
+        click.echo(f"{after}interrupted; what was done is kept, and the same command continues: {again}", err=True)
         return 130
     except RuntimeError as error:
         from pipelines.runner import StageFailed
