@@ -74,6 +74,14 @@ def reference_digest(model: Any, processor: Any, adapter: str | None = None) -> 
     return whole.hexdigest()
 
 
+def changes_nothing(model: Any, adapter: str) -> bool:
+    """Whether a PEFT adapter is a fresh one, whose every B is zero: then the reference is the base, whatever its A."""
+    own = [(name, tensor) for name, tensor in model.named_parameters() if adapter in name.split(".")]
+    return all("lora_" in name for name, _ in own) and not any(
+        bool(tensor.any()) for name, tensor in own if "lora_B" in name
+    )
+
+
 def sample_digest(path: Path, images: Sequence[str], how: str = "") -> str:
     """sha256 of a sequence: its tokens with targets, positions and side inputs, its images' digests, and `how` its
     number is made of its tokens' where that is not their sum."""

@@ -20,7 +20,7 @@ from align.training.collate import IGNORED, Pixels, collated, pad, scored_mask
 from align.training.encode import Encoded, Example
 from align.tree.forward import Tree, score
 from align.tree.layout import Path
-from align.tree.references import References, reference_digest, sample_digest
+from align.tree.references import References, changes_nothing, reference_digest, sample_digest
 from align.tree.vision import Entrance, Images, Vision
 from align.vision_cache import cache_key, file_digest, open_cache
 
@@ -172,7 +172,8 @@ class OverTrees:
         known: dict[str, float] = {}
         store = collator.store
         if store is not None:
-            adapter = "ref" if "ref" in trainer.model.peft_config else None
+            named = "ref" in trainer.model.peft_config and not changes_nothing(trainer.model, "ref")
+            adapter = "ref" if named else None
             reference = reference_digest(trainer.model, trainer.processing_class, adapter)
             keys = [collator.sample_keys(example, f"ld_alpha {trainer.ld_alpha}") for example in examples]
             known = store.known(reference, [key for pair in keys for key in pair])

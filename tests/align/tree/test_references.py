@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.tree.references import References, reference_digest, sample_digest
+from align.adapter import Preset
+from align.tree.references import References, changes_nothing, reference_digest, sample_digest
 from tests.align.tree.test_trl import Setting, run
 from tests.plain import tiny_case
 
@@ -42,6 +43,17 @@ def test_the_digest_follows_the_reference_and_not_the_policy(root):
     with torch.no_grad():
         model.get_base_model().lm_head.weight[0, 0] += 1e-3
     assert reference_digest(model, told.processor) != digest
+
+
+@pytest.mark.parametrize("connector", ["lora", "full"])
+def test_a_fresh_adapter_is_the_base(root, connector):
+    model = tiny_case(root, "llava", Preset(rank=2, connector=connector, tower="lora")).model
+    assert not changes_nothing(model, "default")  # the case's adapters are awake
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+    assert changes_nothing(model, "default") == (connector == "lora")  # a copy of a module may have been trained
 
 
 def test_the_digest_of_a_sample_follows_all_that_its_number_depends_on(root):
