@@ -1,9 +1,9 @@
 """How often a reward prefers the answer that people prefer, on the preference files of two published benchmarks.
 
 In: a reward and a file (`reward/pairfiles.py`). Out: accuracy by the benchmark's own definition, micro (over all pairs)
-and macro (over its categories), each with a 95 % interval over images; beside it the strict one, where an undecided pair
-is wrong, and those of liking short or long answers; a table by category; every pair's two scores. Scoring is that of
-`reward/files.py`, so a stopped run continues.
+and macro (over its categories), each with a 95 % interval over images; beside it the strict one, where an undecided
+pair is wrong, and those of liking short or long answers; a table by category; every pair's two scores. Scoring is that
+of `reward/files.py`, so a stopped run continues.
 """
 
 import hashlib

@@ -114,6 +114,18 @@ def test_a_judge_that_dies_midway_is_continued(tmp_path: Path, monkeypatch: pyte
     assert (continued.rows_in, metrics["unscored"]) == (20, 0)
 
 
+def test_a_judges_draws_follow_the_stages_seed(tmp_path: Path) -> None:
+    store, source = written(tmp_path, [candidate(str(i), id=f"c{i}") for i in range(3)])
+    seeds: list[set[int]] = []
+    for key, seed in (("4", 0), ("5", 0), ("6", 1)):
+        with chat_server(lambda asked: Answer("4")) as server:
+            run(store, stage(source, {**judge(server.base_url), "temperature": 0.7}, seed=seed), key)
+            seeds.append({asked.body["seed"] for asked in server.asked})
+    assert seeds[0] == seeds[1]
+    assert len(seeds[0]) == 3
+    assert not seeds[0] & seeds[2]
+
+
 def test_a_finished_set_needs_no_judge(tmp_path: Path) -> None:
     store, source = written(tmp_path, [candidate("3")])
     with chat_server(lambda asked: Answer("4")) as server:
