@@ -109,12 +109,16 @@ def load_pipeline(path: Path, words: tuple[str, ...] = (), incomplete: bool = Fa
     if missing and not incomplete:
         raise UserError("\n".join(f"{source.at(('params', n))}: has no value: give {n}=..." for n in missing))
     params = {**params, **{n: f"${{{n}}}" for n in missing}}
-    steps, problems = [], []
-    for entry in unrolled(stages, params, source):
-        try:
-            steps.append(_step(entry, params, seed, source))
-        except UserError as error:
-            problems += str(error).splitlines()
+    steps: list[Step] = []
+    problems: list[str] = []
+    try:
+        for entry in unrolled(stages, params, source):
+            try:
+                steps.append(_step(entry, params, seed, source))
+            except UserError as error:
+                problems += str(error).splitlines()
+    except UserError as error:  # a block of rounds that cannot be written out
+        problems += str(error).splitlines()
     for twice, count in Counter(s.name for s in steps).items():
         if count > 1:
             problems.append(f"{source.at(('stages',))}: {twice!r} is a stage of its own and one of a round")
@@ -238,7 +242,7 @@ class _Resolver:
     above: Mapping[str, Planned]
     store: Store
     at: KeyPath
-    pins: dict[str, str]  # of the whole plan: a model or data set is looked up once; empty: it could not be found
+    pins: dict[str, str]  # of the whole plan: a model or data set is looked at once; empty: there is none such
     problems: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
     outside: list[tuple[str, str]] = field(default_factory=list)
@@ -292,7 +296,12 @@ class _Resolver:
         if path.exists():
             from align.models import base_of, check_model, is_adapter
 
-            check_model(str(path))
+            if value not in self.pins:
+                self.pins[value] = ""
+                check_model(str(path))
+                self.pins[value] = value
+            if not self.pins[value]:  # said where it stands first
+                return value, value
             key = self._digest(path)
             if is_adapter(path):  # a user's own adapter is only half of the model
                 key += f"+{self._model(base_of(path))[0]}"

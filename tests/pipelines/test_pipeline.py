@@ -195,6 +195,13 @@ class TestKeys:
         assert pinned("a") == pinned("a") != pinned("b")
         assert asked == [("org/name", "dataset")] * 3
 
+    def test_a_folder_that_is_no_model_is_named_once(self) -> None:
+        Path("empty").mkdir()
+        text = GOOD.replace("input: scaled/even,", "input: scaled/even, model: empty,")
+        text += "  again: {stage: train, input: numbers, model: empty}\n"
+        with pytest.raises(UserError, match=r"^p\.yaml:7: stages\.trained\.model: empty: no config\.json.*folder$"):
+            plan(load_pipeline(write(text)), Store(Path("store")))
+
     def test_what_cannot_be_pinned_is_named_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("cache").absolute()))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
