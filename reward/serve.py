@@ -101,6 +101,7 @@ class Batcher:
         self.reward = reward
         self.limits = limits
         self.waiting = 0  # candidates taken in and not scored yet
+        self.taken = self.answered = 0  # requests
         self._dead = False
         self.speed = 0.0  # candidates a second, of late
         self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
@@ -114,10 +115,13 @@ class Batcher:
         """The scores of a request's rows. Raises Full."""
         if self.waiting and self.waiting + len(rows) > self.limits.queue:
             raise Full(min(60, max(1, math.ceil(self.waiting / self.speed))) if self.speed else 1)
+        self.taken += 1
         entry = _Waiting(rows, asyncio.get_running_loop().create_future())
         self.waiting += len(rows)
         self._queue.put_nowait(entry)
-        return await entry.done
+        scores = await entry.done
+        self.answered += 1
+        return scores
 
     async def work(self) -> None:
         """Until `stop`, and then until nothing waits."""
@@ -165,7 +169,7 @@ class Batcher:
             self._dead = True
             log.error("the model behind the reward is gone: %s", error)
             return [Score(None, reason=GONE) for e in batch for _ in e.rows]
-        except Exception:
+        except Exception:  # whatever one request's rows do to a model, the server and the other requests live on
             log.exception("a batch could not be scored")
             if len(batch) == 1:
                 return [Score(None, reason="the reward failed on this request") for _ in batch[0].rows]
@@ -232,6 +236,8 @@ def create_app(reward: Reward, limits: Limits, token: str | None = None, allow_u
         batcher.stop()
         await worker
         folder.cleanup()
+        told = "stopped: %d requests taken in, %d answered"
+        logging.getLogger("uvicorn.error").info(told, batcher.taken, batcher.answered)
 
     app = FastAPI(title="vlm-align reward", version="1", lifespan=life)
     registry = CollectorRegistry()

@@ -1,0 +1,45 @@
+"""What the server's own OpenAPI document allows, and what it forbids, never makes it fail: schemathesis draws both."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from reward import load_reward
+from reward.serve import Limits
+from tests.reward.test_serve import up
+
+schemathesis = pytest.importorskip("schemathesis")
+
+
+@pytest.mark.filterwarnings("ignore")  # schemathesis' and its client's own
+def test_no_request_makes_the_server_fail() -> None:
+    """Every operation of the document; whatever it takes, it answers in the documented form."""
+    from schemathesis import GenerationMode
+
+    seen: dict[str, set[int]] = {}
+    rules = {"reward": "rules", "rules": [{"rule": "exact"}]}
+    with load_reward(rules) as reward, up(reward, Limits(wait_s=0.0, candidates=8)) as (url, _):
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        for result in schema.get_all_operations():
+            operation = result.ok()
+            for mode in GenerationMode:
+                if mode == GenerationMode.NEGATIVE and operation.method.lower() == "get":
+                    continue  # nothing to get wrong
+
+                @settings(
+                    max_examples=50, deadline=None, derandomize=True, database=None,
+                    suppress_health_check=list(HealthCheck),
+                )  # fmt: skip
+                @given(case=operation.as_strategy(mode))
+                def drawn(case: Any) -> None:
+                    response = case.call(base_url=url)
+                    seen.setdefault(case.path, set()).add(response.status_code)
+                    assert response.status_code < 500, response.text
+                    if response.status_code != 405:
+                        case.validate_response(response, checks=[schemathesis.checks.response_schema_conformance])
+
+                drawn()
+    assert set(seen) == {"/score", "/health", "/metrics"}
+    assert 422 in seen["/score"]
+    assert 200 in seen["/health"]
