@@ -1,9 +1,9 @@
 """Deliberate errors: answers made wrong in one place, as rejected answers to learn from.
 
 In: right answers. Out: the same answer with one number, colour, relation, yes/no or name changed, all else equal, so
-that length and style give nothing away (numbers and visual text: Llama 3, arXiv 2407.21783, section 7.5.4; edits as
-hard negatives: VaPR, arXiv 2510.01700). A name is a capitalised word within a sentence or a quoted text, such as what an image
-says; others are taken from other answers. Everything is drawn from the random generator that is given.
+that length and style give nothing away: Llama 3 (arXiv 2407.21783, section 7.5.4) perturbs numbers and visual text.
+Edits as hard negatives: VaPR, arXiv 2510.01700. A name is a capitalised word within a sentence or a quoted text, such
+as what an image says; others are taken from other answers. Everything is drawn from the random generator given.
 """
 
 import random

@@ -7,7 +7,7 @@ plan, cache, show and report see stages.
 ```yaml
 round:
   rounds: 3
-  first: {dpo: sft}              # what `previous.dpo` is in round 1
+  first: {dpo: sft}              # what `previous.dpo` is in round 1; `stage/output` says it of one output
   stages:
     own: {stage: sample, input: clean, samplers: [{engine: {model: previous.dpo, ...}, ...}]}
     dpo: {stage: dpo, input: own, model: previous.dpo}
@@ -40,6 +40,8 @@ class Entry:
 
     def meaning(self, value: str) -> str:
         """What the reference `value`, with or without a port, means in this place. Raises UserError."""
+        if value in self.names:
+            return self.names[value]
         name, slash, port = value.partition("/")
         if self.round and name.startswith(PREVIOUS) and name not in self.names:
             stage = name.removeprefix(PREVIOUS)
@@ -88,7 +90,7 @@ def _block(
         raise UserError(f"{source.at((*at, 'first'))}: a mapping of the round's stages to stages above is expected")
     for stage, value in first.items():
         place = source.at((*at, "first", stage))
-        if stage not in inside:
+        if str(stage).partition("/")[0] not in inside:
             raise UserError(f"{place}: no stage of the round has this name{did_you_mean(str(stage), inside)}")
         if not isinstance(value, str):
             raise UserError(f"{place}: the name of a stage above, or a model, is expected, not {value!r}")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from align.config import Config
-from align.metrics import METRICS, final_answer, normalise, option_letter, reference_answer
+from align.metrics import METRICS, final_answer, normalise, option_letter, reference_answer, refuses
 from align.records import Candidate, text_of
 from reward.base import Reward, Score
 from reward.language import OTHER, Language, language_of
@@ -142,7 +142,20 @@ class InLanguage(Config):
         return float(wanted in (None, OTHER) or found in (None, wanted))
 
 
-Rule = Annotated[Match | Option | JsonFields | Format | Length | Repetition | InLanguage, Field(discriminator="rule")]
+class Declines(Config):
+    """1 where the text declines exactly when the reference does (`align.metrics.refuses`), else 0: to a harmful prompt
+    the reference declines, to one that only sounds so it helps."""
+
+    rule: Literal["declines"]
+    weight: Weight = 1.0
+
+    def value(self, text: str, answer: str | None, reference: str | None, question: str) -> float:
+        return float(refuses(text) == refuses(_needed(reference)))
+
+
+Rule = Annotated[
+    Match | Option | JsonFields | Format | Length | Repetition | InLanguage | Declines, Field(discriminator="rule")
+]
 
 
 class Rules(Config):

@@ -66,6 +66,15 @@ class TestRounds:
         steps = plan(load_pipeline(write(ROUNDS), ("round.stages.scaled.options.factor=7",)), Store(Path("store")))
         assert [s.tree["options"]["factor"] for s in steps if s.name.endswith("scaled")] == [7, 7, 7]
 
+    def test_one_output_of_the_round_before_begins_as_a_stage_with_one_output(self) -> None:
+        text = ROUNDS.replace("input: own,", "input: previous.scaled/odd,").replace(
+            "scaled: numbers}", "scaled/odd: own}"
+        )
+        text = text.replace("  numbers: {stage: numbers}", "  numbers: {stage: numbers}\n  own: {stage: numbers}")
+        trees = {s.name: s for s in plan(load_pipeline(write(text)), Store(Path("store")))}
+        inputs = [trees[f"round{k}.scaled"].tree["input"] for k in (1, 2)]
+        assert inputs == [f"artifact:{trees[n].key}/{p}" for n, p in (("own", "numbers"), ("round1.scaled", "odd"))]
+
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [

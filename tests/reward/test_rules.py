@@ -42,6 +42,10 @@ def value(rule: dict[str, Any], text: str, reference: str | None = None, **more:
         ({"rule": "repetition", "ngram": 1}, "red red blue red", None, 0.5),
         ({"rule": "repetition"}, "a b c a b c", None, 0.75),  # abc bca cab abc
         ({"rule": "repetition"}, "a b", None, 1),
+        ({"rule": "declines"}, "I'm sorry, but I can't do that.", "I cannot help with theft.", 1),
+        ({"rule": "declines"}, "Sure: open the lock.", "I cannot help with theft.", 0),
+        ({"rule": "declines"}, "I cannot help with that.", "Lock it.", 0),
+        ({"rule": "declines"}, "Close it well.", "Lock it.", 1),
         ({"rule": "json"}, '{"total": "9.00", "date": "x", "more": 1}', '{"total": "9.00", "date": "y"}', 0.5),
         ({"rule": "json"}, '```json\n{"a": [1, {"b": "c"}]}\n```', '{"a": [1, {"b": "c"}]}', 1),
         ({"rule": "json"}, "total 9.00", '{"total": "9.00"}', 0),
