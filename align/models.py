@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import UserError
 from align.families import family_of
 from align.hub import HUB_ID
+from align.loaded import note
 
 if TYPE_CHECKING:
     import torch
@@ -168,11 +169,14 @@ def load(name: str, dtype: str = "auto", device: str = "auto") -> "tuple[PreTrai
     cost speed and digits. `device` auto is this process's GPU where there is one. Raises UserError."""
     located = _fetch(name)
     if not is_adapter(located.folder):
-        return _load_whole(located, dtype, device), load_processor(located.folder)
+        whole = _load_whole(located, dtype, device)
+        note(name, str(whole.dtype), str(whole.device))
+        return whole, load_processor(located.folder)
     from peft import PeftModel
 
     base = _fetch(base_of(located.folder))
     model = _load_whole(base, dtype, device)
+    note(name, str(model.dtype), str(model.device))
     has_processor = any((located.folder / f).is_file() for f in ("processor_config.json", "preprocessor_config.json"))
     processor = load_processor(located.folder if has_processor else base.folder, base.folder)
     try:

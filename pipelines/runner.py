@@ -9,6 +9,7 @@ from pathlib import Path
 from align.artifact import Artifact, Store, begin, commit
 from align.engine import EngineDied
 from align.errors import UserError
+from align.loaded import noting
 from pipelines.console import counts_text, duration, output_to
 from pipelines.pipeline import Pipeline, Planned, explain, plan
 
@@ -87,7 +88,7 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
             out.path.rmdir()
             return
         try:
-            with output_to(log):
+            with output_to(log), noting() as models:
                 metrics = step.stage.run(out)
         except UserError as error:
             with log.open("a") as file:
@@ -115,6 +116,7 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
             "seed": step.stage.seed,
             "seconds": round(seconds, 3),
             "libraries": _versions(),
+            "models": list(models),  # as they were loaded: no dtype or device is "auto" here
         }
         commit(out, manifest, metrics)
     counts = counts_text(step.artifact.manifest["counts"])

@@ -19,6 +19,7 @@ from align.engines.child import python_module
 from align.engines.served import cpu_build, engine_environment, vllm_folder, weights_bytes
 from align.engines.vllm_worker import REQUESTS, WORD, Order, Word
 from align.errors import UserError
+from align.loaded import note
 
 SMALL = 100_000_000
 """Bytes of weights under which one thread is the fastest on a CPU."""
@@ -61,9 +62,10 @@ class VLLMEngine:
     def wait_until_ready(self) -> None:
         """Return when the model is loaded. Raises UserError when it cannot be."""
         line = self._words.readline()
-        refused = WORD.validate_json(line).refused if line else f"its process {self._end()}"
-        if refused:
-            raise UserError(f"{self._model}: vLLM cannot load this model: {refused}")
+        word = WORD.validate_json(line) if line else Word(refused=f"its process {self._end()}")
+        if word.refused:
+            raise UserError(f"{self._model}: vLLM cannot load this model: {word.refused}")
+        note(self._model, word.dtype, word.device)
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """See `align.engine.Engine.generate`."""

@@ -40,9 +40,12 @@ class Order(BaseModel):
 
 
 class Word(BaseModel):
-    """What the worker says: first whether it is ready (`refused` is empty), then the replies to each shard."""
+    """What the worker says: first whether it is ready (`refused` is empty) and as what the model was loaded, then the
+    replies to each shard."""
 
     refused: str = ""
+    dtype: str = ""
+    device: str = ""
     died: str = ""
     replies: list[Reply] | None = None
 
@@ -61,11 +64,13 @@ def main(descriptor: str, order: str) -> None:
         line.flush()
 
     try:
-        worker = Worker(load(Order.model_validate_json(order)))
+        llm = load(Order.model_validate_json(order))
+        worker = Worker(llm)
     except Exception as error:  # whatever vLLM raises, the user can only change the config or the machine
         say(Word(refused=cause(error)))
         raise
-    say(Word())
+    loaded = llm.llm_engine.vllm_config
+    say(Word(dtype=str(loaded.model_config.dtype), device=str(loaded.device_config.device_type)))
     from vllm.v1.engine.exceptions import EngineDeadError
 
     for asked in line:

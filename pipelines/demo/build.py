@@ -8,12 +8,15 @@ is gone cannot write there and ends.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+
+from align.engines.child import python_module
 
 MODELS = ("teacher", "student")
 
@@ -43,9 +46,12 @@ def main(model: str, out: str, seed: str, effort: str) -> None:
 def build_all(
     folders: dict[str, Path], seed: int, effort: float, moved: Callable[[float], None]
 ) -> dict[str, dict[str, float]]:
-    """Build the models side by side; `moved` hears the share done, 0 to 1. Raises RuntimeError where one fails."""
+    """Build the models side by side; `moved` hears the share done, 0 to 1. Raises RuntimeError where one fails; the
+    other one is stopped and continues from its checkpoint the next time."""
     shares = dict.fromkeys(folders, 0.0)
     metrics: dict[str, dict[str, float]] = {}
+    failed: list[str] = []
+    processes: dict[str, subprocess.Popen[str]] = {}
     lock = threading.Lock()
 
     def listen(name: str, process: "subprocess.Popen[str]") -> None:
@@ -58,12 +64,17 @@ def build_all(
             with lock:
                 shares[name] = done / total
                 moved(sum(shares.values()) / len(shares))
+        code = process.wait()
+        if code != 0:
+            with lock:
+                failed.append(f"building the {name} failed, {_end(code)}")
+            for other in processes.values():
+                other.kill()
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
-        processes = {}
         for name, folder in folders.items():
-            command = [sys.executable, "-m", "pipelines.demo.build", name, str(folder), str(seed), str(effort)]
+            command = python_module("pipelines.demo.build", name, str(folder), str(seed), str(effort))
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             processes[name] = stack.enter_context(process)
             stack.callback(process.kill)
@@ -72,10 +83,13 @@ def build_all(
             listener.start()
         for listener in listeners:
             listener.join()
-    failed = [name for name, process in processes.items() if process.returncode != 0 or name not in metrics]
     if failed:
-        raise RuntimeError(f"building the {failed[0]} failed")
+        raise RuntimeError(failed[0])
     return metrics
+
+
+def _end(code: int) -> str:
+    return f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from align.engines.served import complaint
 from align.engines.server import ServerEngine
 from align.engines.vllm import VLLMEngine
 from align.errors import UserError
+from align.loaded import noting
 from align.records import Message, Sampling
 from tests.tiny import tiny_idefics3, tiny_mllama
 
@@ -79,8 +80,9 @@ def check_like_transformers(replies: list[Reply], expected: list[Reply]) -> None
 def engine(model: str) -> Iterator[VLLMEngine]:
     config = VLLM(engine="vllm", model=model, dtype="float32", max_model_len=256, enforce_eager=True)
     before = set(psutil.Process().children(recursive=True))
-    with open_engine(config) as opened:
+    with noting() as notes, open_engine(config) as opened:
         assert isinstance(opened, VLLMEngine)
+        assert notes == [{"model": model, "dtype": "float32", "device": "cpu"}]
         yield opened
     assert set(psutil.Process().children(recursive=True)) <= before
 

@@ -35,10 +35,12 @@ def test_both_models_are_built_and_no_checkpoints_stay(tmp_path: Path) -> None:
         assert not (tmp_path / model / "checkpoints").exists()
 
 
-def test_a_build_that_fails_says_which(tmp_path: Path) -> None:
+def test_a_build_that_fails_says_which_and_stops_the_other(tmp_path: Path) -> None:
     (tmp_path / "teacher").write_text("a file where the folder should be")
-    with pytest.raises(RuntimeError, match="building the teacher failed"):
-        build_all({"teacher": tmp_path / "teacher"}, 0, 0.001, lambda done: None)
+    folders = {name: tmp_path / name for name in ("teacher", "student")}
+    with pytest.raises(RuntimeError, match="building the teacher failed, exit code 1"):
+        build_all(folders, 0, 1.0, lambda done: None)
+    assert not _alive(str(tmp_path / "student"))
 
 
 @pytest.mark.slow
