@@ -4,7 +4,7 @@ BIN := .venv/bin
 SEED ?= 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint bench bench-gpu install clean
 
 demo: .venv/installed
 	$(BIN)/vlm-align run demo seed=$(SEED)
@@ -15,7 +15,10 @@ test: .venv/dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(WORKLOADS)
+
+bench-gpu: .venv/installed
+	$(BIN)/python -m benchmarks --gpu $(WORKLOADS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,12 +1,14 @@
-"""Small random models at which the shape of the work is that of the large ones: most of it in language and tower.
+"""Random models and rows. Three scales: `cpu`, small models in which the shape of the work is that of the large ones,
+most of it in language and tower; `gpu`, the published sizes; `tiny`, with which a test walks through all of it.
 
-In: a folder. Out: model, processor, images and rows, the same for the same seed. Mllama's gates are open, or it would
-be blind.
+In: a scale, a folder. Out: model, processor, images and rows, the same for the same seed. Mllama's gates are open, or
+it would be blind.
 """
 
+import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 
 from align.records import QA, Message, Pair
 
-VOCABULARY, SIDE, HIDDEN = 8192, 224, 256
+Scale = Literal["tiny", "cpu", "gpu"]
+VOCABULARY = 8192
+PUBLISHED = Path(__file__).parent.parent / "configs" / "models"
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : "
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE {% else %}{{ c['text'] }}{% endif %}{% endfor %} "
@@ -37,49 +41,83 @@ def _tokenizer(image: str) -> Any:
     )  # fmt: skip
 
 
-_TEXT = {
-    "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_attention_heads": 4, "pad_token_id": 1, "bos_token_id": 2,
-    "eos_token_id": 3, "max_position_embeddings": 4096,
-}  # fmt: skip
+_IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
 
 
-def llava() -> tuple[Any, Any]:
-    """8 layers, 256 image tokens."""
-    images = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    processor = tf.LlavaProcessor(
-        images, _tokenizer("<image>"), patch_size=14, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATE.replace("IMAGE", "<image>"),
-    )  # fmt: skip
+def _text(hidden: int, **more: Any) -> dict[str, Any]:
+    size = {"vocab_size": VOCABULARY, "hidden_size": hidden, "num_attention_heads": 4, "max_position_embeddings": 4096}
+    return {**size, **_IDS, **more}
+
+
+def _published(name: str) -> Any:
+    """A published config whose image token is the benchmark tokenizer's."""
+    config = tf.AutoConfig.for_model(**json.loads((PUBLISHED / f"{name}.json").read_text()))
+    setattr(config, "image_token_index" if hasattr(config, "image_token_index") else "image_token_id", 4)
+    for key, value in _IDS.items():
+        setattr(config.text_config, key, value)
+    return config
+
+
+def _llava_config(scale: Scale) -> Any:
+    if scale == "gpu":
+        return _published("llava-1.5-7b")
+    tiny = scale == "tiny"
+    side = 56 if tiny else 224
     vision = tf.CLIPVisionConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4, image_size=SIDE,
-        patch_size=14, projection_dim=192,
+        hidden_size=32 if tiny else 192, intermediate_size=64 if tiny else 768, num_hidden_layers=2 if tiny else 8,
+        num_attention_heads=4, image_size=side, patch_size=14, projection_dim=192,
     )  # fmt: skip
-    text = tf.LlamaConfig(**_TEXT, intermediate_size=704, num_hidden_layers=8, num_key_value_heads=4)
-    config = tf.LlavaConfig(
+    text = tf.LlamaConfig(
+        **_text(32 if tiny else 256), intermediate_size=64 if tiny else 704, num_hidden_layers=2 if tiny else 8,
+        num_key_value_heads=4,
+    )  # fmt: skip
+    return tf.LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=4, vision_feature_layer=-2,
-        vision_feature_select_strategy="default", image_seq_length=(SIDE // 14) ** 2,
+        vision_feature_select_strategy="default", image_seq_length=(side // 14) ** 2,
     )  # fmt: skip
-    torch.manual_seed(0)
-    return tf.LlavaForConditionalGeneration(config).eval(), processor
 
 
-def mllama() -> tuple[Any, Any]:
-    """10 layers, 2 of them cross-attention to 4 tiles of 257 tokens."""
-    images = MllamaImageProcessorPil(size={"height": SIDE, "width": SIDE}, max_image_tiles=4)
-    chat = TEMPLATE.replace("IMAGE", "<|image|>")
-    processor = tf.MllamaProcessor(images, _tokenizer("<|image|>"), chat_template=chat)
+def _mllama_config(scale: Scale) -> Any:
+    if scale == "gpu":
+        return _published("llama-3.2-11b-vision")
+    tiny = scale == "tiny"
+    layers, local = (4, 2) if tiny else (10, 8)
     vision = tf.models.mllama.MllamaVisionConfig(
-        hidden_size=160, num_hidden_layers=8, num_global_layers=2, attention_heads=2, intermediate_size=640,
-        vision_output_dim=480, image_size=SIDE, patch_size=14, intermediate_layers_indices=[2, 5], max_num_tiles=4,
+        hidden_size=32 if tiny else 160, num_hidden_layers=local, num_global_layers=1 if tiny else 2,
+        attention_heads=2, intermediate_size=64 if tiny else 640, vision_output_dim=(32 if tiny else 160) * 3,
+        image_size=56 if tiny else 224, patch_size=14, intermediate_layers_indices=[0, 1] if tiny else [2, 5],
+        max_num_tiles=4,
     )  # fmt: skip
     text = tf.models.mllama.MllamaTextConfig(
-        **_TEXT, intermediate_size=896, num_hidden_layers=10, num_key_value_heads=1, cross_attention_layers=[3, 8],
+        **_text(32 if tiny else 256), intermediate_size=64 if tiny else 896, num_hidden_layers=layers,
+        num_key_value_heads=1, cross_attention_layers=[1, 3] if tiny else [3, 8],
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
     )  # fmt: skip
+    return tf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=4)
+
+
+def model_of(family: str, scale: Scale) -> tuple[Any, Any]:
+    """A random model in eval mode and its processor: float32 on the CPU, or the published size in bfloat16 on the GPU.
+    LLaVA at the scale cpu has 8 layers and 256 image tokens; Mllama 10 layers, 2 of them cross-attention to 4 tiles of
+    257 tokens."""
+    config = (_llava_config if family == "llava" else _mllama_config)(scale)
+    side = config.vision_config.image_size
+    processor: Any
+    if family == "llava":
+        crop = {"height": side, "width": side}
+        processor = tf.LlavaProcessor(
+            CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=crop), _tokenizer("<image>"), patch_size=14,
+            vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+        )  # fmt: skip
+    else:
+        images = MllamaImageProcessorPil(size={"height": side, "width": side}, max_image_tiles=4)
+        chat = TEMPLATE.replace("IMAGE", "<|image|>")
+        processor = tf.MllamaProcessor(images, _tokenizer("<|image|>"), chat_template=chat)
     torch.manual_seed(0)
-    model = tf.MllamaForConditionalGeneration(
-        tf.MllamaConfig(vision_config=vision, text_config=text, image_token_index=4)
-    )
+    device, dtype = ("cuda", torch.bfloat16) if scale == "gpu" else ("cpu", torch.float32)
+    with torch.device(device):
+        model = tf.AutoModelForImageTextToText.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gate" in name and "gate_proj" not in name:
@@ -88,7 +126,8 @@ def mllama() -> tuple[Any, Any]:
 
 
 def rows(folder: Path, images: int, each: int, pairs: bool, question: int, low: int, high: int) -> list[Any]:
-    """`each` rows for each of `images` JPEGs of 640 x 480; questions and answers of that many words."""
+    """`each` rows for each of `images` JPEGs of 640 x 480, the same images for pairs; questions and answers of that
+    many words."""
     draw, noise = random.Random(0), np.random.default_rng(0)
 
     def words(count: int) -> str:

@@ -1,53 +1,57 @@
-"""One workload in one way, in a process of its own: what it costs, and the numbers that must be equal in all ways.
+"""The table of workloads, and one of them in one way, in a process of its own.
 
-Ways: `trl` is TRL as it comes (Mllama with a collator that works); `tuned` is TRL with checkpointing off, images
-decoded and processed once, and only labelled positions at the head; `tree` is this project's.
+In: a workload, a way, a scale. Out: what it costs, and the numbers that must be equal in all ways. Ways: `trl` is TRL
+as it comes (Mllama with a collator that works); `tuned` is TRL with checkpointing off, images decoded and processed
+once, and only labelled positions at the head; `tree` is this project's.
 """
 
-import resource
+import gc
+import math
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset, List
-from datasets import Image as ImageColumn
-from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from align.adapter import Preset, attach
 from align.families import family_of
-from align.training.collate import Collator, Pixels
-from align.training.encode import Encoder, encode
-from align.training.trainers import MendedDPO, MendedSFT
+from align.training.encode import Encoder
 from align.tree.forward import Tree, score
 from align.tree.layout import IGNORED
 from align.tree.layout import Path as TokenPath
-from align.tree.trl import TreeCollator, over_trees
 from align.tree.vision import Images, Vision
-from align.vision_cache import VisionCache, cache_key
 from benchmarks import models
-
-Way = Literal["trl", "tuned", "tree"]
+from benchmarks.measures import Clock, Peak, counted
+from benchmarks.models import Scale
+from benchmarks.trainers import Prepared, Way, prepare, trainer_of
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained or scored: `images` a batch, `each` rows an image; words in questions and answers."""
+    """What is trained, scored or loaded: `images` a batch, `each` rows an image; words in questions and answers."""
 
     about: str
     family: Literal["llava", "mllama"]
-    kind: Literal["sft", "dpo", "score"]
+    kind: Literal["sft", "dpo", "score", "rounds", "load"]
     images: int
     each: int
     question: int
     low: int
     high: int
     target: tuple[float, float]  # against TRL as it comes, against TRL tuned
+    epochs: int = 0  # of `rounds`
+    peak: bool = False  # the peak of memory is what is measured, in one step
+
+    def rows(self, folder: Path, batches: int, pairs: bool) -> list[Any]:
+        return models.rows(
+            folder, self.images * batches, self.each, pairs, self.question, self.low, self.high
+        )  # fmt: skip
 
 
+BATCHES = (1, 2, 4, 8)
 WORKLOADS: dict[str, Workload] = {
     "W1": Workload("Mllama DPO", "mllama", "dpo", 4, 1, 24, 16, 64, (15, 9)),
     "W2": Workload("Mllama SFT, 64-word answers", "mllama", "sft", 4, 1, 24, 64, 64, (9, 4)),
@@ -56,107 +60,113 @@ WORKLOADS: dict[str, Workload] = {
     "W4b": Workload("LLaVA DPO, 4 pairs an image", "llava", "dpo", 1, 4, 24, 16, 64, (10, 6)),
     "W5a": Workload("8 candidates scored", "llava", "score", 4, 8, 16, 8, 48, (5, 5)),
     "W5b": Workload("16 candidates scored", "llava", "score", 2, 16, 16, 8, 48, (8, 8)),
+    "W6a": Workload("Mllama SFT, then DPO: all seconds", "mllama", "rounds", 4, 4, 24, 16, 64, (7, 4), epochs=3),
+    "W6b": Workload("LLaVA SFT, then DPO: all seconds", "llava", "rounds", 4, 4, 24, 16, 64, (5, 3), epochs=3),
+    "W7a": Workload("Mllama images into a batch, seconds an image", "mllama", "load", 8, 1, 24, 16, 64, (50, 50)),
+    "W7b": Workload("LLaVA images into a batch, seconds an image", "llava", "load", 8, 1, 24, 16, 64, (50, 50)),
+    **{
+        f"W8-{n}": Workload(f"Mllama DPO, peak, {n} pairs a step", "mllama", "dpo", n, 1, 24, 16, 64, (4, 4), peak=True)
+        for n in BATCHES
+    },
 }
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self.at: list[float] = []
-        self.first: dict[str, float] = {}
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.at.append(time.perf_counter())
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.at.append(time.perf_counter())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        if "loss" in logs and not self.first:
-            self.first = {"loss": float(logs["loss"]), "grad_norm": float(logs["grad_norm"])}
-
-
-def _memory() -> float:
-    """The process's peak so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def measure(name: str, way: Way, steps: int, folder: Path) -> dict[str, Any]:
-    """`seconds` by step, `preparation` in seconds, `peak` MiB above what it took to load, and what must be equal."""
+def measure(name: str, way: Way, steps: int, folder: Path, scale: Scale = "cpu") -> dict[str, Any]:
+    """`seconds` of each step (W6: of all; W7: an image), `preparation` in seconds, `peak` MiB above what is there once
+    the model is loaded, `equal`: what must be equal; `gradients`, a file of them; on a GPU and at the scale tiny also
+    `tflop` of a step."""
     warnings.simplefilter("ignore")
     work = WORKLOADS[name]
-    found = models.rows(
-        folder, work.images * (1 if work.kind == "score" else steps), work.each, work.kind == "dpo",
-        work.question, work.low, work.high,
-    )  # fmt: skip
-    model, processor = getattr(models, work.family)()
+    if scale == "tiny":
+        work = replace(work, images=min(work.images, 2), each=min(work.each, 2), low=3, high=8, question=4)
+    model, processor = models.model_of(work.family, scale)
     if work.kind == "score":
-        return _score(model, processor, found, work, way, steps)
+        return _score(model, processor, work.rows(folder, 1, False), work, way, steps)
     model = attach(model, Preset(rank=8, alpha=16), seed=0)
-    before, started = _memory(), time.perf_counter()
-    trainer = _trainer(model, processor, found, work, way, steps, folder)
+    gc.collect()
+    kinds: dict[str, Callable[..., dict[str, Any]]] = {"rounds": _rounds, "load": _load}
+    return kinds.get(work.kind, _train)(model, processor, work, way, 1 if work.peak else steps, folder, scale)
+
+
+def _train(
+    model: Any, processor: Any, work: Workload, way: Way, steps: int, folder: Path, scale: Scale
+) -> dict[str, Any]:
+    found = work.rows(folder, steps, work.kind == "dpo")
+    peak, started = Peak(model.device), time.perf_counter()
+    given = prepare(model, processor, found, way, folder, work.kind == "dpo", work.family)
+    trainer = trainer_of(given, work.images * work.each, folder, max_steps=steps)
     preparation = time.perf_counter() - started
-    clock = _Clock()
+    clock = Clock(folder / "gradients.safetensors", model.device)
     trainer.add_callback(clock)
     trainer.train()
-    seconds = [b - a for a, b in zip(clock.at, clock.at[1:], strict=False)]
-    return {"seconds": seconds, "preparation": preparation, "peak": _memory() - before, "equal": clock.first}
+    result = {"seconds": clock.seconds, "preparation": preparation, "peak": peak.mebibytes(), "equal": clock.first}
+    if scale != "cpu" and way == "tree":
+        batch = next(iter(trainer.get_train_dataloader()))
+        result["tflop"] = counted(lambda: trainer.training_step(model, batch)) / 1e12
+    return {**result, "gradients": str(clock.gradients)}
 
 
-def _arguments(work: Workload, way: Way, steps: int, folder: Path) -> Any:
-    return (DPOConfig if work.kind == "dpo" else SFTConfig)(
-        output_dir=str(folder / "out"), per_device_train_batch_size=work.images * work.each, max_steps=steps,
-        gradient_checkpointing=way == "trl", bf16=False, use_cpu=True, report_to=[], save_strategy="no",
-        logging_steps=1, max_length=None, dataloader_pin_memory=False, train_sampling_strategy="sequential",
-        remove_unused_columns=False, learning_rate=1e-6, disable_tqdm=True, max_grad_norm=1.0,
-    )  # fmt: skip
+def _rounds(
+    model: Any, processor: Any, work: Workload, way: Way, steps: int, folder: Path, scale: Scale
+) -> dict[str, Any]:
+    """SFT on `each` questions an image, then DPO on as many pairs from where SFT ended: every second from rows on disk
+    to the last step counts, encoding, tower and reference included."""
+    peak, seconds, preparation = Peak(model.device), 0.0, 0.0
+    equal: dict[str, float] = {}
+    for kind in ("sft", "dpo"):
+        found = work.rows(folder, 1, kind == "dpo")
+        started = time.perf_counter()
+        given = prepare(model, processor, found, way, folder / kind, kind == "dpo", work.family)
+        trainer = trainer_of(given, work.images * work.each // 4 or 1, folder / kind, num_train_epochs=work.epochs)
+        preparation += time.perf_counter() - started
+        clock = Clock(None, model.device)
+        trainer.add_callback(clock)
+        trainer.train()
+        seconds += time.perf_counter() - started
+        equal |= {f"{kind} {key}": value for key, value in clock.first.items()}
+        equal[f"{kind} last loss"] = clock.last
+        peft = trainer.model
+        if "ref" in getattr(peft, "peft_config", {}):
+            peft.delete_adapter("ref")
+    return {"seconds": [seconds], "preparation": preparation, "peak": peak.mebibytes(), "equal": equal}
 
 
-def _trainer(model: Any, processor: Any, found: list[Any], work: Workload, way: Way, steps: int, folder: Path) -> Any:
-    arguments, dpo = _arguments(work, way, steps, folder), work.kind == "dpo"
-    if way == "trl" and work.family == "llava":
-        names = ("prompt", "chosen", "rejected") if dpo else ("prompt", "completion")
-        told = [{n: [m.model_dump() for m in getattr(row, n)] for n in names} | {"images": row.images} for row in found]
-        data = Dataset.from_list(told).cast_column("images", List(ImageColumn()))
-        bare = DPOTrainer if dpo else SFTTrainer
-        return bare(model=model, args=arguments, train_dataset=data, processing_class=processor)
-    encoder = Encoder(processor, family_of(model.config))
-    pixels = Pixels(encoder.pixels, 0 if way == "trl" else 1 << 30)
-    answers = (lambda r: (r.prompt, [r.chosen, r.rejected])) if dpo else (lambda r: (r.prompt, [r.completion]))
-    keep = (lambda *_: None) if way == "tree" else pixels.put
-    examples, aside = encode(found, answers, encoder, 4096, keep)
-    if aside:
-        raise RuntimeError(f"{len(aside)} rows set aside: {aside[0].reason} {aside[0].detail}")
-    pad = processor.tokenizer.pad_token_id
-    collator: Any = Collator(examples, pixels, pad)
-    if way == "tree":
-        prompts = {example.image: example.prompt for example in examples}
-        cache = VisionCache(cache_key(model, processor), folder / "vision", 1 << 30)
-        vision = Vision(model, lambda images: encoder.pixels(prompts[images[0]], images[0]), cache)
-        for image in prompts:
-            vision.features((image,))
-        collator = TreeCollator(examples, vision, pad)
-    if way == "tuned":
-        import trl.trainer.utils as utils
-
-        utils._use_triton = lambda device: True  # on a CPU too, TRL's head then scores labelled positions alone
-    kind: type = MendedDPO if dpo else MendedSFT
-    if way == "tree":
-        kind = over_trees(kind)
-    data = Dataset.from_dict({"index": list(range(len(examples))), "images": [[e.image] for e in examples]})
-    trainer = kind(model=model, args=arguments, train_dataset=data, data_collator=collator, processing_class=processor)
-    if way == "tree" and dpo:
-        collator.references = trainer.references(len(examples))
-    return trainer
+def _load(
+    model: Any, processor: Any, work: Workload, way: Way, steps: int, folder: Path, scale: Scale
+) -> dict[str, Any]:
+    """From rows to what the language model is given of their images, without the model: TRL's collator opens and
+    processes each image again; with the cache features are read from disk, in a process that has none in memory. One
+    thread. What is equal: the sums over the features that reach the connector."""
+    found = work.rows(folder, 1, False)
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    # `tuned` keeps processed images in memory for ever, which no data set of size allows: here it is TRL itself
+    given = prepare(model, processor, found, "trl" if way == "tuned" else way, folder, False, work.family, memory=0)
+    trainer = trainer_of(given, work.images * work.each, folder, max_steps=1)
+    preparation = time.perf_counter() - started
+    seconds, batch, kept = [], {}, []
+    for _ in range(max(steps, 3)):
+        started = time.perf_counter()
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(found))])
+        if way == "tree":
+            kept = [given.vision.features(tree.images) for tree in batch["forest"].trees]
+        seconds.append((time.perf_counter() - started) / len(found))
+    if way != "tree":
+        vision = given.plain_vision(batch)
+        kept = [vision.features((str(n),)) for n in range(len(found))]
+    equal = {f"features {n}": float(one["hidden"].double().abs().mean()) for n, one in enumerate(kept)}
+    return {"seconds": seconds, "preparation": preparation, "peak": 0.0, "equal": equal}
 
 
 def _score(model: Any, processor: Any, found: list[Any], work: Workload, way: Way, steps: int) -> dict[str, Any]:
     """A head over the last hidden state of every candidate; `trl` and `tuned` are both batched transformers."""
-    head = torch.nn.Linear(models.HIDDEN, 1)
+    device, dtype = model.device, model.dtype
+    head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=device, dtype=dtype)
     encoder = Encoder(processor, family_of(model.config))
     groups: dict[str, list[Any]] = {}
     for row in found:
         groups.setdefault(row.images[0], []).append(row)
-    before = _memory()
+    peak = Peak(device)
     seconds: list[float] = []
     rewards: list[Any] = []
     for _ in range(steps):
@@ -166,15 +176,16 @@ def _score(model: Any, processor: Any, found: list[Any], work: Workload, way: Wa
         for image, members in groups.items():
             prompt = members[0].prompt
             text, sequences = encoder.sequences(prompt, [row.completion for row in members], image)
-            pixels[(image,)] = encoder.pixels(text, image)
+            made = encoder.pixels(text, image)
+            pixels[(image,)] = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
             ids = [s.inputs["input_ids"].long() for s in sequences]
             if way == "tree":
                 trees.append(Tree.of([TokenPath(i, torch.full_like(i, IGNORED)) for i in ids], (image,)))
             else:
-                padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
-                ends = torch.tensor([len(i) for i in ids])
-                mask = (torch.arange(padded.shape[1]) < ends[:, None]).long()
-                wide = {n: t.expand(len(ids), *t.shape[1:]) for n, t in pixels[(image,)].items()}
+                padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1).to(device)
+                ends = torch.tensor([len(i) for i in ids], device=device)
+                mask = (torch.arange(padded.shape[1], device=device) < ends[:, None]).long()
+                wide = {n: t.to(device).expand(len(ids), *t.shape[1:]) for n, t in pixels[(image,)].items()}
                 with torch.no_grad():
                     hidden = model.model(input_ids=padded, attention_mask=mask, **wide).last_hidden_state
                     rewards.append(head(hidden[torch.arange(len(ids)), ends - 1])[:, 0])
@@ -182,6 +193,10 @@ def _score(model: Any, processor: Any, found: list[Any], work: Workload, way: Wa
             with torch.no_grad():
                 scores = score(model, trees, Vision(model, pixels.__getitem__))
                 rewards.append(head(scores.last_hidden)[:, 0])
+        values = torch.cat(rewards).tolist()
         seconds.append(time.perf_counter() - started)
-    values = {f"reward_{i}": value for i, value in enumerate(torch.cat(rewards).tolist())}
-    return {"seconds": seconds, "preparation": 0.0, "peak": _memory() - before, "equal": values}
+    equal = {f"reward {i}": value for i, value in enumerate(values) if math.isfinite(value)}
+    return {"seconds": seconds, "preparation": 0.0, "peak": peak.mebibytes(), "equal": equal}
+
+
+__all__ = ["BATCHES", "WORKLOADS", "Prepared", "Workload", "measure"]
