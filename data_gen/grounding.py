@@ -210,14 +210,19 @@ def _agrees(answer: str, right: str) -> bool:
 
 
 def _listed(answer: str, evidence: Evidence) -> str | None:
-    """For answers that list `label: value`, one after the other: what is wrong with them; None for all others."""
+    """For answers that list `label: value; ...` or `label 3, label 7`: what is wrong with them; None for all others."""
     by_label = {f.label.lower(): f for f in evidence.facts}
     parts = re.split(r"[;\n]\s*", answer.strip())
     pairs = [re.fullmatch(r"[-*\s]*([^:]+?)\s*:\s*(.+?)[\s.]*", part, re.DOTALL) for part in parts]
+    if not all(pairs):
+        parts = re.split(r"[;,\n]\s*", answer.strip())
+        pairs = [re.fullmatch(r"([^\W\d][^\d]*?)\s+(-?\d[\d.]*?)[\s.]*", part) for part in parts]
     if not by_label or not all(pairs):
         return None
     for pair in pairs:
         fact = by_label.get(pair[1].lower()) if pair else None
+        if pair is not None and fact is None and all(f.group == "pairs" for f in evidence.facts):
+            return f"the text form has no {pair[1]}"
         if pair is None or fact is None:
             return None
         if not _holds(pair[2], fact.value) and not find(pair[2], fact.value):

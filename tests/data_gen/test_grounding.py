@@ -80,6 +80,9 @@ def test_plain_text_of_names_and_values() -> None:
     assert "red is 3" in contradiction("How tall is the red bar?", "7", CHART)
     assert contradiction("Which bar is the tallest?", "blue", CHART) == ""
     assert contradiction("Which bar is the tallest?", "green", CHART) != ""
+    assert contradiction("Describe the chart.", "red 3, blue 7", CHART) == ""
+    assert "blue is 7" in contradiction("Describe the chart.", "red 3, blue 3", CHART)
+    assert "no green" in contradiction("Describe the chart.", "green 3, blue 7", CHART)
     assert contradiction("How many bars are there?", "2", CHART, "count") == ""  # nothing here can settle it
 
 

@@ -1,0 +1,261 @@
+"""`python -m benchmarks.filter_quality [--models DIR]`: precision and recall of each filter on drawn charts.
+
+Charts are drawn, so every right answer is known. Beside clean rows stand rows planted for one filter: repeats of
+questions and of images, wrong answers, evaluation data among the training rows, other languages, loops, personal data.
+With `--models runs/demo/models` also the filters that ask a model: questions that a model answers
+without the image (its own small talk) and wrong answers that it does not repeat. Intervals: Wilson, 95 %.
+"""
+
+import argparse
+import io
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+from align.artifact import Out, Store, rows
+from align.records import QA, ImageRow, Message, Split, row_id
+from data_gen.filter import Filter
+from pipelines.demo.charts import COLORS, MAX_VALUE, Chart, Part, distinct_charts, draw
+from pipelines.demo.questions import KINDS, ask
+from pipelines.demo.texts import plain_exchange
+
+PLANTED = 60
+"""Rows planted a filter, but for those of wrong answers."""
+
+
+@dataclass
+class World:
+    """Charts as images of a store, and rows about them: `clean`, and `planted` by what they were planted for."""
+
+    store: Store
+    images: list[ImageRow] = field(default_factory=list)
+    charts: dict[str, Chart] = field(default_factory=dict)
+    clean: list[QA] = field(default_factory=list)
+    planted: dict[str, list[QA]] = field(default_factory=dict)
+
+    def add(self, data: bytes, chart: Chart, split: Split) -> ImageRow:
+        path = self.store.add_blob(data, ".png")
+        row = ImageRow(
+            id=path.stem, images=[str(path)], name=path.name, width=64, height=64, mode="RGB", format="PNG",
+            split=split, text_form=chart.text_form(),
+        )  # fmt: skip
+        self.images.append(row)
+        self.charts[row.id] = chart
+        return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.filter_quality", description=__doc__)
+    parser.add_argument("--models", type=Path, help="folder of the demo's student and teacher: model-based filters too")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        world = build(Store(Path(folder)), told.images, told.seed)
+        print("| filter | clean | planted | set aside | precision | recall |\n| --- | --- | --- | --- | --- | --- |")
+        for name, config, plants in cases(world, told.models):
+            print(judge(world, name, config, plants), flush=True)
+
+
+def build(store: Store, images: int, seed: int) -> World:
+    """`images` charts of training with a question of each kind, half as many of evaluation, and what is planted."""
+    rng = Random(seed)
+    world = World(store)
+    for chart in distinct_charts(rng, Part.PIPELINE, images):
+        image = world.add(png(chart), chart, "train")
+        for kind in KINDS:
+            asked = ask(rng, chart, kind)
+            world.clean.append(qa(image, asked.question, asked.answer, kind))
+    evaluation = [world.add(png(c), c, "eval") for c in distinct_charts(rng, Part.EVALUATION, images // 2)]
+    world.planted = {
+        "repeats": [again(rng, row) for row in rng.sample(world.clean, PLANTED)],
+        "images": resaved(world, rng),
+        "wrong": [found for row in world.clean if (found := wrong(world, row, rng))],
+        "leaks": leaks(world, evaluation, rng),
+        "blind": [blind(rng, rng.choice(world.clean)) for _ in range(PLANTED)],
+        "languages": [worded(rng, row, FOREIGN) for row in rng.sample(world.clean, PLANTED)],
+        "loops": [row_like(row, None, loop(rng)) for row in rng.sample(world.clean, PLANTED)],
+        "personal": [worded(rng, row, PERSONAL) for row in rng.sample(world.clean, PLANTED)],
+    }
+    return world
+
+
+def cases(world: World, models: Path | None) -> list[tuple[str, dict[str, Any], str]]:
+    """A filter's name in the table, its config, and what it has to find."""
+    manifest = write(world, "images-1", "images", world.images, ImageRow)
+    found: list[tuple[str, dict[str, Any], str]] = [
+        ("text_duplicates", {"filter": "text_duplicates"}, "repeats"),
+        ("image_duplicates, distance 0.002", {"filter": "image_duplicates", "distance": 0.002}, "images"),
+        ("decontaminate, distance 0.002",
+         {"filter": "decontaminate", "evaluation_images": manifest, "distance": 0.002}, "leaks"),
+        ("grounding", {"filter": "grounding", "images": manifest}, "wrong"),
+        ("language", {"filter": "language"}, "languages"),
+        ("repetition", {"filter": "repetition"}, "loops"),
+        ("personal_data", {"filter": "personal_data"}, "personal"),
+    ]  # fmt: skip
+    if models is not None:
+        engine = {"engine": "transformers", "batch_size": 256}
+        student, teacher = ({**engine, "model": str(models.resolve() / name)} for name in ("student", "teacher"))
+        talk = "configs/prompts/demo/answer.jinja"
+        found += [
+            ("blind", {"filter": "blind", "engine": student, "prompt": talk}, "blind"),
+            ("round_trip", {"filter": "round_trip", "engine": teacher, "prompt": talk, "answer_after": "Answer:",
+                            "skip_kinds": [], "max_tokens": 48}, "wrong"),
+        ]  # fmt: skip
+    return found
+
+
+def judge(world: World, name: str, config: dict[str, Any], plants: str) -> str:
+    """Run one filter over the clean rows and its planted ones; a line of the table."""
+    planted = world.planted[plants]
+    number = len(list((world.store.root / "artifacts").iterdir()))
+    source = write(world, f"questions-{number}", "questions", world.clean + planted, QA)
+    out = Out(world.store.root / "artifacts" / f"filter-{number}", world.store)
+    Filter.model_validate({"input": source, "filters": [config], "seed": 0}).run(out)
+    kept = {row.id for row in rows(out.path / "kept", QA)}
+    hits = sum(row.id not in kept for row in planted)
+    misses = sum(row.id not in kept for row in world.clean)
+    if plants == "wrong":
+        by_kind = Counter(row.kind for row in planted if row.id not in kept), Counter(row.kind for row in planted)
+        name += " (" + ", ".join(f"{kind} {by_kind[0][kind]}/{size}" for kind, size in by_kind[1].items()) + ")"
+    return (
+        f"| {name} | {len(world.clean)} | {len(planted)} | {hits + misses} "
+        f"| {share(hits, hits + misses)} | {share(hits, len(planted))} |"
+    )
+
+
+def share(hits: int, total: int) -> str:
+    """A share with its Wilson interval (Wilson 1927), in %."""
+    if not total:
+        return "none"
+    z, p = 1.96, hits / total
+    middle, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total * total)) ** 0.5
+    low, high = (100 * (middle + sign * half) / (1 + z * z / total) for sign in (-1, 1))
+    return f"{100 * p:.1f} ({low:.1f} to {high:.1f})"
+
+
+def again(rng: Random, row: QA) -> QA:
+    """The question asked again: in capitals, or with words before it."""
+    question = row.prompt[0].content
+    return row_like(row, rng.choice((question.upper(), f" {question} ", question.replace("?", " ?"))), None)
+
+
+def resaved(world: World, rng: Random) -> list[QA]:
+    """Questions about copies of training images: saved as JPEG, or enlarged."""
+    made = []
+    for image in rng.sample([i for i in world.images if i.split == "train"], PLANTED // 2):
+        picture, buffer = Image.open(image.images[0]), io.BytesIO()
+        if rng.random() < 0.5:
+            picture.save(buffer, "JPEG", quality=85)
+        else:
+            picture.resize((128, 128), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        copy = world.add(buffer.getvalue(), world.charts[image.id], "train")
+        made += [qa(copy, ask(rng, world.charts[image.id], k).question, "x", k) for k in rng.sample(KINDS, 2)]
+    return made
+
+
+def wrong(world: World, row: QA, rng: Random) -> QA | None:
+    """The row with the answer that a chart with one mistake has; None where that is the same."""
+    for _ in range(40):
+        asked = ask(rng, mistaken(rng, world.charts[row.image_id]), row.kind)
+        if asked.question == row.prompt[0].content and asked.answer != row.completion[0].content:
+            return row_like(row, None, asked.answer)
+    return None
+
+
+def mistaken(rng: Random, chart: Chart) -> Chart:
+    """The chart with one bar of another height or colour."""
+    bars = list(chart.bars)
+    place = rng.randrange(len(bars))
+    values = sorted(set(range(1, MAX_VALUE + 1)) - {bar.value for bar in bars})
+    colors = sorted(set(COLORS) - {bar.color for bar in bars})
+    changed = {"value": rng.choice(values)} if rng.random() < 0.7 else {"color": rng.choice(colors)}
+    bars[place] = replace(bars[place], **changed)
+    return Chart(tuple(bars))
+
+
+def leaks(world: World, evaluation: list[ImageRow], rng: Random) -> list[QA]:
+    """Training rows about images of the evaluation, or about copies of them."""
+    made = []
+    for image in rng.choices(evaluation, k=PLANTED):
+        asked = ask(rng, world.charts[image.id], rng.choice(KINDS))
+        buffer = io.BytesIO()
+        Image.open(image.images[0]).save(buffer, "JPEG", quality=90)
+        data = rng.choice((Path(image.images[0]).read_bytes(), buffer.getvalue()))
+        path = world.store.add_blob(data, ".png")
+        copy = image.model_copy(update={"id": path.stem, "images": [str(path)], "split": "train"})
+        made.append(qa(copy, asked.question, asked.answer, asked.kind))
+    return list({row.id: row for row in made}.values())
+
+
+def blind(rng: Random, row: QA) -> QA:
+    """Small talk that the demo's student knows, asked as if about the image."""
+    question, answer = plain_exchange(rng)
+    return row_like(row, question, answer)
+
+
+FOREIGN = (
+    ("Wie hoch ist der {} Balken in der Grafik?", "{}"),
+    ("Quelle est la valeur de la barre {} ?", "{}"),
+    ("¿Cuál es el valor de la barra {} en el gráfico?", "{}"),
+    ("चार्ट में {} पट्टी का मान क्या है?", "{}"),
+    ("แท่ง {} มีค่าเท่าไร", "{}"),
+)
+PERSONAL = (
+    ("Whom to write to about bar {}?", "jane.doe{}@mail.example.com"),
+    ("Which number is printed below bar {}?", "Tel: 03-8961 12{}4"),
+    ("Which account is named beside bar {}?", "GB82 WEST 1234 5698 7654 32, bar {}"),
+    ("Which card is shown beside bar {}?", "4111 1111 1111 1111, bar {}"),
+)
+
+
+def worded(rng: Random, row: QA, wordings: tuple[tuple[str, str], ...]) -> QA:
+    question, answer = rng.choice(wordings)
+    number = rng.randint(1, 7)
+    return row_like(row, question.format(number), answer.format(number))
+
+
+def loop(rng: Random) -> str:
+    phrase = rng.choice(("the bar is red and", "blue 7, so", "I look at the chart and"))
+    return " ".join([phrase] * rng.randint(5, 9))
+
+
+def row_like(row: QA, question: str | None, answer: str | None) -> QA:
+    """The row with another question or answer."""
+    asked = question if question is not None else row.prompt[0].content
+    said = answer if answer is not None else row.completion[0].content
+    return row.model_copy(
+        update={
+            "id": row_id(row.id, asked, said),
+            "prompt": [Message(role="user", content=asked)],
+            "completion": [Message(role="assistant", content=said)],
+        }
+    )
+
+
+def qa(image: ImageRow, question: str, answer: str, kind: str) -> QA:
+    return QA(
+        id=row_id(image.id, kind, question), images=image.images, image_id=image.id, kind=kind, split=image.split,
+        prompt=[Message(role="user", content=question)], completion=[Message(role="assistant", content=answer)],
+    )  # fmt: skip
+
+
+def png(chart: Chart) -> bytes:
+    buffer = io.BytesIO()
+    draw(chart).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(world: World, stage: str, port: str, made: list[Any], kind: type[Any]) -> str:
+    out = Out(world.store.root / "artifacts" / stage, world.store)
+    out.write(port, kind, made)
+    return str(out.path / port)
+
+
+if __name__ == "__main__":
+    main()
