@@ -64,7 +64,8 @@ class TrainReward(Training):
 
         def trainer(**given: Any) -> RewardTrainer:
             gaps = {p.id: p.chosen_score - p.rejected_score for p in seen}
-            trainers.append(RewardTrainer(gaps=gaps, margin=self.margin, penalty=self.penalty, **given))
+            memory = int(self.image_cache_gb * 2**30)
+            trainers.append(RewardTrainer(gaps=gaps, margin=self.margin, penalty=self.penalty, memory=memory, **given))
             return trainers[-1]
 
         task = Task("train-reward", answers, trainer, arguments)
@@ -72,7 +73,8 @@ class TrainReward(Training):
         trained = trainers[0]
         trained.save_head(out.folder("model"))
         rater = Rater(trained.reward_model.eval(), trained.processing_class, self.micro_batch or self.batch_size)
-        return {**metrics, "left_out": left_out, **measure(rater, held, self.seed)}
+        how = {"path": trained.path}
+        return {**metrics, "training": how, "left_out": left_out, **measure(rater, held, self.seed)}
 
     def _pairs(self) -> tuple[list[Pair], dict[str, int]]:
         """Every pair to learn from or to measure on, and what came in but makes none."""

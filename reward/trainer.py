@@ -1,7 +1,8 @@
 """transformers' Trainer with the reward model's loss. Imported by a running stage alone.
 
 In: a PEFT model, encoded pairs (chosen answers first in every batch), arguments. Out: the trained adapter in the model
-and the head beside it; checkpoints hold both.
+and the head beside it; checkpoints hold both. Where the tree is exact for the model, a batch is one tree an image, and
+a frozen tower's features are kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +16,10 @@ from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
 
 from align.training.collate import Collator
-from align.training.trainers import ADAPTER, Mended, save_adapter
-from reward.model import RewardModel, fresh_head, load_head, save_head
+from align.training.trainers import ADAPTER, ByImage, Mended, save_adapter
+from align.tree.vision import Images, Vision, unwrapped, why_plain
+from align.vision_cache import VisionCache
+from reward.model import RewardModel, forest, fresh_head, load_head, save_head
 
 
 def arguments(**given: Any) -> TrainingArguments:
@@ -25,38 +28,49 @@ def arguments(**given: Any) -> TrainingArguments:
     return TrainingArguments(**given)
 
 
-class WithGaps:
-    """A collator whose batches say by how much the scores of their pairs differ."""
+class Pairs:
+    """Batches of pairs: the model's inputs, or trees where there is a `vision`, chosen answers first; and `gap`, by how
+    much the scores of each pair differ."""
 
-    def __init__(self, inner: Collator, gaps: Mapping[str, float]) -> None:
+    def __init__(self, inner: Collator, gaps: Mapping[str, float], vision: Vision | None) -> None:
         self.inner = inner
+        self.examples = inner.examples
         self.gaps = gaps
+        self.vision = vision
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        chosen = [self.examples[feature["index"]] for feature in features]
+        gap = torch.tensor([self.gaps[example.id] for example in chosen])
+        if self.vision is not None:
+            rows = [(example.image, example.sequences[n]) for n in (0, 1) for example in chosen]
+            return {"forest": forest(rows, self.vision), "gap": gap}
         batch = self.inner(features)
         del batch["completion_mask"]
-        batch["gap"] = torch.tensor([self.gaps[self.inner.examples[f["index"]].id] for f in features])
-        return batch
+        return {**batch, "gap": gap}
 
 
-class RewardTrainer(Mended):
-    """Bradley-Terry over encoded pairs; `processing_class` is the processor."""
+class RewardTrainer(Mended, ByImage):
+    """Bradley-Terry over encoded pairs; `processing_class` is the processor. Pairs of one image stand in one batch, and
+    with them all pairs of one question, which overfit when they are spread over an epoch (Ouyang et al., arXiv
+    2203.02155, section 3.5)."""
 
     def __init__(self, model: Any, args: TrainingArguments, data_collator: Collator, **given: Any) -> None:
         self.margin: float = given.pop("margin")
         self.penalty: float = given.pop("penalty")
-        collator = WithGaps(data_collator, given.pop("gaps"))
+        longest = max(len(sequence) for example in data_collator.examples for sequence in example.sequences)
+        reason = why_plain(unwrapped(model).config, longest)
+        self.path = f"plain: {reason}" if reason else "tree"
+        memory: int = given.pop("memory")
+        self.vision = None if reason else _vision(model, data_collator, memory)
+        collator = Pairs(data_collator, given.pop("gaps"), self.vision)
         self.reward_model = RewardModel(model, fresh_head(model, args.seed))
         super().__init__(model=self.reward_model, args=args, data_collator=collator, **given)
-
-    def references(self, examples: int) -> None:
-        """None: there is no reference."""
 
     def compute_loss(
         self, model: Callable[..., Tensor], inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
         gap = inputs.pop("gap")
-        chosen, rejected = model(inputs).chunk(2)
+        chosen, rejected = model(inputs, self.vision).chunk(2)
         loss = -logsigmoid(chosen - rejected - self.margin * gap).mean()
         loss = loss + self.penalty * (chosen.square() + rejected.square()).mean() / 2
         return (loss, {}) if return_outputs else loss
@@ -81,3 +95,13 @@ class RewardTrainer(Mended):
             raise RuntimeError(f"{folder}: not a checkpoint of this model")
         set_peft_model_state_dict(vlm, stored, adapter_name=ADAPTER)
         head.load_state_dict(load_head(folder, head.in_features).state_dict())
+
+
+def _vision(model: Any, collator: Collator, memory: int) -> Vision:
+    """The images' features, those of a frozen tower kept in at most `memory` bytes."""
+    first = {example.image: example for example in collator.examples}
+
+    def inputs(images: Images) -> dict[str, Tensor]:
+        return collator.pixels.get(first[images[0]])
+
+    return Vision(model, inputs, VisionCache("", None, memory))

@@ -1,6 +1,10 @@
 """Training a reward model: the loss, the pairs, the held-out images, and that it learns what it is shown."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import reward
 from align.adapter import Preset
 from align.artifact import Out, Store, begin
 from align.config import Source, build
@@ -18,6 +23,7 @@ from reward import load_reward
 from reward.train import PERTURBED, TrainReward, errors_of, pairs_of, split
 from reward.trainer import RewardTrainer
 from tests.align.training.corpus import images, keep, said, tiny
+from tests.align.training.test_resume import kill_after
 from tests.reward.candidates import candidate
 
 
@@ -56,7 +62,7 @@ def corpus(store: Store) -> list[Scored]:
 @pytest.mark.parametrize("family", ["mllama", "idefics3"])
 def test_it_learns_and_what_it_wrote_loads(family: str, store: Store, tmp_path: Path) -> None:
     rows = corpus(store)
-    options = {"adapter": Preset(connector="full", rank=4), "max_steps": 40, "learning_rate": 1e-2, "holdout": 0.3}
+    options = {"adapter": Preset(connector="full", rank=4), "max_steps": 24, "learning_rate": 1.5e-2, "holdout": 0.3}
     found = stage(tiny(family, tmp_path), scored=keep(store, rows, Scored), **options)
     metrics, out = run(found, store)
     assert metrics["rows"]["used"] == 3 * 4 * 4  # 3 of 5 images, 4 questions each, 4 pairs a question
@@ -71,43 +77,65 @@ def test_it_learns_and_what_it_wrote_loads(family: str, store: Store, tmp_path: 
     assert {"adapter_model.safetensors", "reward_head.safetensors", "adapter_config.json"} <= {
         p.name for p in folder.iterdir()
     }
-    with load_reward({"reward": "trained", "model": str(folder), "device": "cpu"}) as reward:
-        values = {row.id: s.value or 0.0 for row, s in zip(rows, reward.score(rows), strict=True)}
+    with load_reward({"reward": "trained", "model": str(folder), "device": "cpu"}) as scorer:
+        values = {row.id: s.value or 0.0 for row, s in zip(rows, scorer.score(rows), strict=True)}
     for question in {row.question_id for row in rows}:
         right, wrong = ([values[r.id] for r in rows if (r.question_id, r.score) == (question, s)] for s in (1.0, 0.0))
         assert min(right) > max(wrong)
 
 
-def test_resumed_equals_uninterrupted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llava", tmp_path)
-    source = keep(store, corpus(store), Scored)
-    options = {"scored": source, "max_steps": 5, "save_steps": 2, "learning_rate": 1e-2}
-    _, whole = run(stage(model, **options), store)
-    expected = {
-        n: load_file(whole.path / "model" / n) for n in ("adapter_model.safetensors", "reward_head.safetensors")
-    }
-    step = RewardTrainer.training_step
+CHILD = """
+import json, sys
+from pathlib import Path
+from align.artifact import Store, begin
+from reward.train import TrainReward
+with begin(Store(Path(sys.argv[1])), "train-reward", "killed") as out:
+    TrainReward.model_validate(json.loads(sys.argv[2])).run(out)
+"""
 
-    def killed(self: RewardTrainer, *args: Any, **given: Any) -> Any:
-        if self.state.global_step >= 3:
-            raise KeyboardInterrupt
-        return step(self, *args, **given)
 
-    monkeypatch.setattr(RewardTrainer, "training_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(stage(model, **options), store, "b")
-    monkeypatch.setattr(RewardTrainer, "training_step", step)
-    _, continued = run(stage(model, **options), store, "b")
-    for name, tensors in expected.items():
-        for key, tensor in load_file(continued.path / "model" / name).items():
-            assert tensor.equal(tensors[key]), (name, key)
+@pytest.mark.slow
+def test_killed_training_continues_to_the_same_weights(store: Store, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the second epoch: adapter and head are those of an uninterrupted training."""
+    config = {
+        "scored": keep(store, corpus(store)[::2], Scored), "model": str(tiny("llava", tmp_path)), "batch_size": 16,
+        "micro_batch": 8, "max_steps": 8, "save_steps": 2, "learning_rate": 1e-2, "device": "cpu", "errors": 1,
+        "adapter": {"rank": 4, "dropout": 0.1},
+    }  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(reward.__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(store.root), json.dumps(config)], env=environment)
+    kill_after(child, Path(f"{store.artifact('train-reward', 'killed')}.partial") / "checkpoints", 4)
+    _, whole = run(TrainReward.model_validate(config), store)
+    _, continued = run(TrainReward.model_validate(config), store, "killed")
+    for name in ("adapter_model.safetensors", "reward_head.safetensors"):
+        expected, found = (load_file(out.path / "model" / name) for out in (whole, continued))
+        assert found.keys() == expected.keys()
+        for key, tensor in found.items():
+            assert tensor.equal(expected[key]), (name, key)
+
+
+@pytest.mark.parametrize("family", ["mllama", "idefics3"])
+def test_over_trees_and_on_the_plain_path_it_learns_the_same(
+    family: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient norm of every step, up to the sums' order."""
+    model = tiny(family, tmp_path)
+    options = {"scored": keep(store, corpus(store), Scored), "max_steps": 3, "learning_rate": 1e-3, "margin": 0.2}
+    found, _ = run(stage(model, **options), store)
+    monkeypatch.setattr("reward.trainer.why_plain", lambda *_: "told to")
+    plain, _ = run(stage(model, **options), store, "plain")
+    assert (found["training"], plain["training"]) == ({"path": "tree"}, {"path": "plain: told to"})
+    for point, expected in zip(found["curve"], plain["curve"], strict=True):
+        assert point == pytest.approx(expected, rel=2e-4)
+    rated = [about["held_out"]["preferences"]["calibration"]["log_loss"] for about in (found, plain)]
+    assert rated[0] == pytest.approx(rated[1], rel=1e-4)
 
 
 def test_the_loss_by_hand() -> None:
     class Plain:
-        margin, penalty = 0.5, 0.1
+        margin, penalty, vision = 0.5, 0.1, None
 
-    def model(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def model(inputs: dict[str, torch.Tensor], vision: None) -> torch.Tensor:
         return torch.tensor([2.0, 1.0, 0.0, 3.0])  # chosen, chosen, rejected, rejected
 
     loss = RewardTrainer.compute_loss(Plain(), model, {"gap": torch.tensor([1.0, 0.5])})  # type: ignore[arg-type]
