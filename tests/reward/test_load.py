@@ -19,7 +19,15 @@ class Holder(Config):
 
 
 def test_all_shipped_rewards_are_valid_and_say_their_command() -> None:
-    assert {"judge.yaml", "rules.yaml", "rules_and_judge.yaml", "claims.yaml", "guard.yaml", "guarded.yaml"} <= {p.name for p in SHIPPED}
+    assert {
+        "judge.yaml",
+        "rules.yaml",
+        "rules_and_judge.yaml",
+        "claims.yaml",
+        "guard.yaml",
+        "guarded.yaml",
+        "pairwise.yaml",
+    } <= {p.name for p in SHIPPED}
     for path in SHIPPED:
         read_reward(path).check()
         assert path.read_text().startswith("# vlm-align ")
