@@ -71,7 +71,7 @@ def counts_text(counts: Mapping[str, Any]) -> str:
     if len(out) == 1:
         parts += [f"{n} out" for n in out.values()]
     elif out:
-        parts.append(" + ".join(f"{n} {port}" for port, n in out.items()) + " out")
+        parts.append((" + ".join(f"{n} {port}" for port, n in out.items() if n) or "0") + " out")
     if dropped:
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items(), key=lambda d: -d[1]))
         parts.append(f"{sum(dropped.values())} dropped ({reasons})")
