@@ -1,0 +1,113 @@
+"""What a reward is worth: how right the answer is that it would pick among n.
+
+In: scored candidates of questions with references. Out: for each question the answer that the reward rates highest,
+and, over all questions, how often it is right beside what needs no reward: the mean of the n (one answer drawn), the
+answer that most of them give (self-consistency, Wang et al., arXiv 2203.11171), and whether any of them is right
+(pass@n), which no choice can pass. References are read here alone: the reward saw none of them.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from align.artifact import Out, rows
+from align.errors import UserError
+from align.metrics import METRICS, bootstrap, final_answer, normalise, paired, reference_answer
+from align.records import Scored, dropped, text_of
+from align.stage import Metrics, PortType, Ref, Stage
+
+WAYS = ("best", "mean", "majority", "any")
+
+
+class BestOf(Stage):
+    """Accuracy of the highest scored of n answers, against their mean, a majority vote and pass@n."""
+
+    NAME: ClassVar[str] = "best-of"
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"best": Scored}
+
+    input: Annotated[str, Ref(Scored)]
+    metric: Literal["exact", "relaxed", "anls"] = "exact"
+    answer_after: str | None = None  # the final answer is what follows the last of these; the whole text if not given
+
+    def run(self, out: Out) -> Metrics:
+        """Pick one answer a question, and compare."""
+        groups: defaultdict[str, list[Scored]] = defaultdict(list)
+        for row in rows(self.input, Scored):
+            out.rows_in += 1
+            if row.reference is None or row.score is None:
+                out.drop([dropped(row, "no reference" if row.reference is None else "unscored")])
+            else:
+                groups[row.question_id].append(row)
+        if not groups:
+            raise UserError("input: no candidate has a score and a reference to compare with")
+        out.write("best", Scored, [max(group, key=lambda r: (r.score or 0.0, r.id)) for group in groups.values()])
+        found = {question: worth(group, self.metric, self.answer_after) for question, group in groups.items()}
+        firsts = [group[0] for group in groups.values()]
+        return {
+            "metric": self.metric,
+            "questions": len(groups),
+            "images": len({row.image_id for row in firsts}),
+            "candidates": {"least": min(map(len, groups.values())), "most": max(map(len, groups.values()))},
+            **compare(list(found.values()), [row.image_id for row in firsts], self.seed),
+            "kinds": {
+                kind: {way: _mean([found[r.question_id][way] for r in firsts if r.kind == kind]) for way in WAYS}
+                for kind in sorted({row.kind for row in firsts})
+            },
+        }
+
+    @classmethod
+    def summary_of(cls, metrics: Metrics) -> str:
+        """A line a way, a line a difference."""
+        n = metrics["candidates"]["most"]
+        names = {"best": f"best of {n}", "mean": f"mean of {n}", "majority": "majority vote", "any": f"pass@{n}"}
+        lines = [f"{metrics['questions']} questions on {metrics['images']} images, in %, 95 % intervals over images"]
+        lines += [f"{names[way]:<16}{_shown(metrics['ways'][way])}" for way in WAYS]
+        for d in metrics["differences"]:
+            p = "p < 0.001" if d["p"] < 0.001 else f"p = {d['p']:.3f}"
+            lines.append(f"best - {d['against']:<9}{_shown(d, '+')}  {p}")
+        return "\n".join(lines)
+
+
+def worth(group: Sequence[Scored], metric: str, answer_after: str | None) -> dict[str, float]:
+    """How right the answers of one question are, 0..1, by each of the `WAYS` to make one of them. Where several have
+    the highest score, or several answers the most votes, it is their mean. An answer without the marker is wrong and
+    has no vote."""
+    said = [final_answer(text_of(row.completion), answer_after) for row in group]
+    right = [
+        0.0 if text is None else METRICS[metric](text, reference_answer(row.reference or "", answer_after))
+        for text, row in zip(said, group, strict=True)
+    ]
+    top = max(row.score or 0.0 for row in group)
+    votes: defaultdict[str, list[float]] = defaultdict(list)
+    for text, value in zip(said, right, strict=True):
+        if text is not None:
+            votes[normalise(text)].append(value)
+    most = max(map(len, votes.values()), default=0)
+    return {
+        "best": _mean([value for value, row in zip(right, group, strict=True) if row.score == top]),
+        "mean": _mean(right),
+        "majority": _mean([_mean(v) for v in votes.values() if len(v) == most]) if votes else 0.0,
+        "any": max(right),
+    }
+
+
+def compare(found: Sequence[dict[str, float]], images: Sequence[str], seed: int) -> dict[str, Any]:
+    """`ways`: accuracy of each with a cluster bootstrap interval over images; `differences` of the best to mean and
+    majority, with paired permutation tests over images."""
+    values = {way: [question[way] for question in found] for way in WAYS}
+    return {
+        "ways": {way: bootstrap(values[way], images, seed=seed).as_dict() for way in WAYS},
+        "differences": [
+            {"against": way, **paired(values["best"], values[way], images, seed=seed).as_dict()}
+            for way in ("mean", "majority")
+        ],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _shown(found: dict[str, Any], sign: str = "") -> str:
+    value, low, high = (f"{100 * found[key]:{sign}.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

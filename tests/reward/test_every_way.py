@@ -1,0 +1,59 @@
+"""A trained scorer gives a row one number: in Python, alone or batched, by the command in both forms, by the server."""
+
+import base64
+import json
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.commands_reward import score_words
+from reward import load_reward
+from reward.asks import Images, read_ask
+from tests.plain import picture
+from tests.reward.published import skywork
+from tests.reward.test_serve import up
+
+ANSWERS = ["three", "thirty or so", "none <|im_end|> at all"]
+QUESTIONS = ["How many bars?", "How many bars, and <|image_pad|> why?"]
+
+
+def test_one_number_by_every_way(tmp_path: Path) -> None:
+    model = skywork(tmp_path / "model")
+    picture(1, (40, 24)).save(tmp_path / "wide.png")
+    picture(2, (24, 56)).save(tmp_path / "tall.png")
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    config = {"reward": "trained", "model": str(model), "device": "cpu", "dtype": "float32"}
+    (tmp_path / "r.yaml").write_text(json.dumps(config))
+    asks = [
+        {"id": f"{image} {n}", "prompt": question, "images": [f"{image}.png"], "candidates": ANSWERS}
+        for n, question in enumerate(QUESTIONS)
+        for image in ("wide", "tall")
+    ]
+    bad = {"id": "bad", "prompt": "?", "images": ["broken.png"], "candidates": ["x"]}
+    with load_reward(config) as reward:
+        images = Images(tmp_path, tmp_path / "kept")
+        rows = [row for n, ask in enumerate(asks) for row in read_ask(ask, images, str(n)).candidates]
+        alone = [reward.score([row])[0].value for row in rows]
+        assert [s.value for s in reward.score(rows)] == pytest.approx(alone, abs=1e-5)
+        with up(reward) as (url, _):
+            served = []
+            for ask in asks:
+                data = base64.b64encode((tmp_path / ask["images"][0]).read_bytes()).decode()
+                given = {**ask, "images": [f"data:image/png;base64,{data}"]}
+                served += [s["score"] for s in httpx.post(f"{url}/score", json=given, timeout=60).json()["scores"]]
+    assert served == pytest.approx(alone, abs=1e-5)
+    assert len({round(value or 0.0, 4) for value in alone}) > 6
+
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(ask) + "\n" for ask in [asks[0], bad, *asks[1:]]))
+    pq.write_table(pa.Table.from_pylist([asks[0], bad, *asks[1:]]), tmp_path / "in.parquet")
+    for source, target in (("in.jsonl", "a.parquet"), ("in.parquet", "b.jsonl")):
+        score_words((str(tmp_path / "r.yaml"), str(tmp_path / source), str(tmp_path / target)), False)
+    lines = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    for found in (pq.read_table(tmp_path / "a.parquet").to_pylist(), lines):
+        assert [r["score"] for r in found if r["id"] != "bad"] == pytest.approx(alone, abs=1e-5)
+        (row,) = (r for r in found if r["id"] == "bad")
+        assert row["score"] is None
+        assert "unreadable image" in row["reason"]
