@@ -72,18 +72,19 @@ class Language(Filter):
 
 def language_of(text: str) -> str | None:
     """One of the eight, "" for a script of none of them, None where the text does not tell: too short, or no words of
-    any. By script, else by the most function words; what is quoted does not count."""
+    any. By script, else by the most different function words; what is quoted or in capitals, as names and addresses of
+    documents are, does not count."""
     text = _QUOTED.sub(" ", text)
     if not text.isascii():
         letters = sum(c.isalpha() for c in text)
         for language, script in _SCRIPTS.items():
             if letters and 2 * len(script.findall(text)) > letters:
                 return language
-    found = re.findall(r"[^\W\d_]+", text.casefold())
+    found = [word.casefold() for word in re.findall(r"[^\W\d_]+", text) if not word.isupper()]
     if len(found) < SHORTEST:
         return None
     spoken = _languages_by_word()
-    votes = Counter(language for word in found for language in spoken.get(word, ()))
+    votes = Counter(language for word in set(found) for language in spoken.get(word, ()))
     ranked = [*votes.most_common(2), ("", 0), ("", 0)]
     return ranked[0][0] if ranked[0][1] > ranked[1][1] and ranked[0][1] >= 2 else None
 

@@ -9,6 +9,7 @@ from data_gen.personal import FINDERS, PersonalData, luhn
 from data_gen.texts import Language, language_of, repeated
 from tests.data_gen.manifests import noise, put_images, qa
 
+ADDRESS = "address: 42-46, LE JLN DE LA 9, SELANGOR D E, A L OASIS DA DO; total: 9.00; date: x"
 SENTENCES = {
     "en": "What is the value of the red bar in this chart?",
     "de": "Welchen Wert hat der rote Balken in der Grafik?",
@@ -27,7 +28,9 @@ def test_languages(language: str, text: str) -> None:
     assert language_of(text) == language
 
 
-@pytest.mark.parametrize("text", ["", "9.00", "BOOK TA K SDN BHD", "Rot?", '"Wie viel kostet das Brot in der Stadt?"'])
+@pytest.mark.parametrize(
+    "text", ["", "9.00", "BOOK TA K SDN BHD", "Rot?", ADDRESS, '"Wie viel kostet das Brot in der Stadt?"']
+)
 def test_what_does_not_tell(text: str) -> None:
     assert language_of(text) is None
 
