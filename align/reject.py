@@ -7,8 +7,8 @@ broken by id, so the order of the rows changes nothing.
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from align.artifact import Out, count_rows, rows
 from align.errors import UserError, did_you_mean
 from align.pairs import EQUAL, Drawn, Picked, Question, cap_pairs, distinct, is_held_out, make_pairs, pair_rows, words
+from align.partition import Ports, by_image
 from align.progress import progress
 from align.records import QA, Dropped, Message, Pair, Scored, text_of
 from align.stage import Metrics, PortType, Ref, Stage
@@ -53,38 +54,49 @@ class Reject(Stage):
         return self
 
     def run(self, out: Out) -> Metrics:
-        """Pick for every question, then write all of it."""
+        """Pick for every question, images together; memory holds one group of images (`align/partition.py`)."""
         sources = [self.input, *self.also]
+        self._check_samplers(sources)
         candidates = sum(map(count_rows, sources))
+        tally = Tally(self.pass_score)
+        ports = Ports(out, {"best": QA, "pairs": Pair, "held_out": Pair, "unsolved": QA, "dropped": Dropped})
         with progress(candidates, "candidates") as bar:
-            questions = gather(_ticking((row for source in sources for row in rows(source, Scored)), bar.update))
-        known = {d.sampler for q in questions for d in q.drawn}
+            for group in by_image(sources, Scored, out, bar.update):
+                questions = gather(group)
+                picked = {q.id: pick(q, self) for q in questions}
+                cap_pairs(questions, picked, self.max_pairs_per_image)
+                for question in questions:
+                    self._write(question, picked[question.id], ports)
+                    tally.add(question, picked[question.id])
+        ports.close()
+        out.rows_in = tally.count["questions"]
+        out.reasons.update(tally.aside)
+        return tally.metrics(candidates)
+
+    def _write(self, question: Question, found: Picked, ports: Ports) -> None:
+        if is_held_out(question.image_id, self.held_out):
+            ports.add("held_out", pair_rows(question, found))
+        else:
+            ports.add("best", best_rows(question, found))
+            ports.add("pairs", pair_rows(question, found))
+            if self._wants_more(question):
+                ports.add("unsolved", [unsolved_row(question)])
+        if not _used(found):
+            ports.add("dropped", [set_aside(question, found)])
+
+    def _check_samplers(self, sources: list[str]) -> None:
+        if self.chosen_from is None and self.rejected_from is None:
+            return
+        known = {row.sampler for source in sources for row in rows(source, Scored)}
         for key, names in (("chosen_from", self.chosen_from), ("rejected_from", self.rejected_from)):
             for name in names or []:
                 if known and name not in known:
                     raise UserError(f"{key}: no candidate is from {name!r}{did_you_mean(name, known)}")
-        out.rows_in = len(questions)
-        picked = {q.id: pick(q, self) for q in questions}
-        cap_pairs(questions, picked, self.max_pairs_per_image)
-        kept = [q for q in questions if not is_held_out(q.image_id, self.held_out)]
-        away = [q for q in questions if is_held_out(q.image_id, self.held_out)]
-        out.write("best", QA, (row for q in kept for row in best_rows(q, picked[q.id])))
-        out.write("pairs", Pair, (row for q in kept for row in pair_rows(q, picked[q.id])))
-        out.write("held_out", Pair, (row for q in away for row in pair_rows(q, picked[q.id])))
-        out.write("unsolved", QA, (unsolved_row(q) for q in kept if self._wants_more(q)))
-        out.drop(set_aside(q, picked[q.id]) for q in questions if not _used(picked[q.id]))
-        return summary(questions, picked, candidates, self.pass_score)
 
     def _wants_more(self, question: Question) -> bool:
         """Fewer right answers than are to be kept: worth another wave of candidates."""
         good = (d for d in question.drawn if d.score >= self.min_score - EQUAL and d.finish != "length")
         return question.split == "train" and len(distinct(good)) < self.keep
-
-
-def _ticking(found: Iterable[Scored], tick: Callable[[], object]) -> Iterator[Scored]:
-    for row in found:
-        yield row
-        tick()
 
 
 def gather(scored: Iterable[Scored]) -> list[Question]:
@@ -203,34 +215,59 @@ def set_aside(question: Question, picked: Picked) -> Dropped:
     return Dropped(id=question.id, reason=picked.no_best, detail=detail, row=json.dumps(row, ensure_ascii=False))
 
 
-def summary(questions: list[Question], picked: dict[str, Picked], candidates: int, pass_score: float) -> Metrics:
+class Tally:
     """How many questions gave what and why not, what picking won, and whether it merely picked by length."""
-    rated = [q for q in questions if q.drawn]
-    pairs = [pair for found in picked.values() for pair in found.pairs]
-    best = [d for found in picked.values() for d in found.best]
-    return {
-        "unit": "questions",
-        "questions": len(questions),
-        "candidates": candidates,
-        "with_best": sum(bool(found.best) for found in picked.values()),
-        "with_pairs": sum(bool(found.pairs) for found in picked.values()),
-        "no_best": dict(Counter(found.no_best for found in picked.values() if found.no_best)),
-        "no_pair": dict(Counter(found.no_pair for found in picked.values() if found.no_pair)),
-        "pass_rate": _mean(pass_share(q, pass_score) for q in rated),
-        "pass_at_n": _mean(float(pass_share(q, pass_score) > 0) for q in rated),
-        "mean_score": _mean(d.score for q in rated for d in q.drawn),
-        "best_score": _mean(d.score for d in best),
-        "mean_margin": _mean(c.score - r.score for c, r in pairs),
-        "chosen_words": _mean(words(c.text) for c, _ in pairs),
-        "rejected_words": _mean(words(r.text) for _, r in pairs),
-        "chosen_longer": _mean(float(words(c.text) > words(r.text)) for c, r in pairs),
-        "chosen_shorter": _mean(float(words(c.text) < words(r.text)) for c, r in pairs),
-        "best_from": dict(Counter(d.sampler for d in best)),
-        "chosen_from": dict(Counter(c.sampler for c, _ in pairs)),
-        "rejected_from": dict(Counter(r.sampler for _, r in pairs)),
-    }
 
+    def __init__(self, pass_score: float) -> None:
+        self.pass_score = pass_score
+        self.count: Counter[str] = Counter(questions=0, with_best=0, with_pairs=0)
+        self.aside: Counter[str] = Counter()
+        self.by = {name: Counter[str]() for name in ("no_best", "no_pair", "best_from", "chosen_from", "rejected_from")}
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.sizes: Counter[str] = Counter()
 
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None
+    def add(self, question: Question, found: Picked) -> None:
+        """Count one question."""
+        self.count.update(questions=1, with_best=bool(found.best), with_pairs=bool(found.pairs))
+        if not _used(found):
+            self.aside[found.no_best] += 1
+        for name, reason in (("no_best", found.no_best), ("no_pair", found.no_pair)):
+            self.by[name].update([reason] if reason else [])
+        if question.drawn:
+            share = pass_share(question, self.pass_score)
+            self._mean("pass_rate", share)
+            self._mean("pass_at_n", float(share > 0))
+        for d in question.drawn:
+            self._mean("mean_score", d.score)
+        for d in found.best:
+            self._mean("best_score", d.score)
+            self.by["best_from"][d.sampler] += 1
+        for c, r in found.pairs:
+            long, short = words(c.text), words(r.text)
+            self._mean("mean_margin", c.score - r.score)
+            self._mean("chosen_words", long)
+            self._mean("rejected_words", short)
+            self._mean("chosen_longer", float(long > short))
+            self._mean("chosen_shorter", float(long < short))
+            self.by["chosen_from"][c.sampler] += 1
+            self.by["rejected_from"][r.sampler] += 1
+
+    def _mean(self, name: str, value: float) -> None:
+        self.sums[name] += value
+        self.sizes[name] += 1
+
+    def metrics(self, candidates: int) -> Metrics:
+        """Counts, means (None over nothing), counts by reason and by sampler."""
+        means = (
+            "pass_rate", "pass_at_n", "mean_score", "best_score", "mean_margin", "chosen_words", "rejected_words",
+            "chosen_longer", "chosen_shorter",
+        )  # fmt: skip
+        return {
+            "unit": "questions",
+            **self.count,
+            "candidates": candidates,
+            "no_best": dict(self.by["no_best"]),
+            "no_pair": dict(self.by["no_pair"]),
+            **{name: self.sums[name] / self.sizes[name] if self.sizes[name] else None for name in means},
+            **{name: dict(self.by[name]) for name in ("best_from", "chosen_from", "rejected_from")},
+        }

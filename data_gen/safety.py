@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from random import Random
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -91,9 +91,12 @@ def read_wordings(path: str) -> Wordings:
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 
 
+_compiled = lru_cache(maxsize=1024)(_ENVIRONMENT.from_string)
+
+
 def rendered(template: str, **variables: str) -> str:
     """A template's text, white space at its ends removed."""
-    return _ENVIRONMENT.from_string(template).render(**variables).strip()
+    return _compiled(template).render(**variables).strip()
 
 
 class Safety(Stage):

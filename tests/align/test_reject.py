@@ -265,3 +265,31 @@ def test_questions_that_want_more_candidates_are_asked_again(tmp_path: Path) -> 
     assert text_of(again["none"].prompt) == "none?"
     assert text_of(again["unscored"].completion) == "7"
     assert again["none"].completion == []
+
+
+def test_many_rows_are_picked_group_by_group_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(3)
+    found = [
+        scored(f"q{i}", text, draw.choice([0.0, 0.4, 0.9, 1.0]), number=f"{i}{text}").model_copy(
+            update={"image_id": f"i{i // 4}"}
+        )
+        for i in range(200)
+        for text in ("a", "b", "c")
+    ]
+    draw.shuffle(found)  # an image's rows lie apart
+    store = Store(tmp_path)
+    made = []
+    with begin(store, "score", "0" * 16) as out:
+        out.write("scored", Scored, found)
+        for rows_at_once in (10**6, 70):
+            monkeypatch.setattr("align.partition.ROWS_AT_ONCE", rows_at_once)
+            monkeypatch.setattr("align.partition._WAITING", 40)
+            target = Out(tmp_path / "artifacts" / f"reject-{rows_at_once}.partial", store)
+            metrics = Reject(input=str(out.path / "scored"), max_pairs=2, max_pairs_per_image=3, held_out=0.3).run(
+                target
+            )
+            ports = {"best": QA, "pairs": Pair, "held_out": Pair, "unsolved": QA, "dropped": Dropped}
+            sets = {port: sorted(repr(r) for r in rows(target.path / port, kind)) for port, kind in ports.items()}
+            made.append((sets, target.counts(), {k: v for k, v in metrics.items() if not isinstance(v, float)}))
+            assert not list(target.path.glob("group-*"))
+    assert made[0] == made[1]

@@ -82,7 +82,7 @@ class TestSafety:
         store, images, questions = world
         sides = {}
         for split in ("train", "eval"):
-            stage = Safety(images=images, questions=[questions], split=split, harmful=20, borderline=20)
+            stage = Safety(images=images, questions=[questions], split=split, harmful=8, borderline=8)
             sides[split] = made(store, stage, split)
         texts = {s: {text_of(r.prompt) for r in found if "alarming" not in r.kind} for s, found in sides.items()}
         assert texts["train"]
