@@ -91,7 +91,8 @@ def plan_command(pipeline: str, words: tuple[str, ...], root: Path) -> None:
 @_WORDS
 def validate_command(pipeline: str, words: tuple[str, ...]) -> None:
     """Check a pipeline's keys, values and references; look at no data."""
-    from pipelines.pipeline import check_steps, find_pipeline, load_pipeline
+    from pipelines.pipeline import find_pipeline, load_pipeline
+    from pipelines.validate import check_steps
 
     path = find_pipeline(pipeline)
     loaded = load_pipeline(path, words, incomplete=True)

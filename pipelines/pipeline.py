@@ -30,7 +30,7 @@ from align.config import (
 )
 from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, RepoType, pin
-from align.stage import Dataset, Outside, PortType, Ref, Stage, key_tree
+from align.stage import Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
 from pipelines.rounds import Entry, unrolled
 
@@ -39,8 +39,6 @@ RESERVED = ("logs", "store", "single", "report.html")
 """What else lies in the folder of runs."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MOST_SEED = 2**32
-_YET_TO_BE = Path("/yet/to/be/made/artifacts")
-"""Stands for folders that are not there while a file is only validated."""
 
 
 @dataclass(frozen=True)
@@ -197,36 +195,10 @@ def single(kind: str, words: tuple[str, ...]) -> Pipeline:
     return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source)
 
 
-def check_steps(pipeline: Pipeline) -> None:
-    """What each stage finds wrong with its own values, no data and no model looked at; of files, prompts and the like
-    where they are there. Raises UserError with every problem."""
-    problems: list[str] = []
-    names = {s.name for s in pipeline.steps}
-
-    def stand_in(path: KeyPath, found: tuple[object, ...], value: str) -> str:
-        ref = next((m for m in found if isinstance(m, Ref)), None)
-        made = ref is not None and value.partition("/")[0] in names
-        if not made and (any(isinstance(m, Dataset) for m in found) or (ref is not None and ref.to == "model")):
-            return value
-        file = shipped(Path(value).expanduser())
-        if not made and ref is not None and ref.to == "file" and file.exists():
-            return str(file.absolute())
-        return str(_YET_TO_BE / value.replace("/", "_") / "port")
-
-    for step in pipeline.steps:
-        try:
-            step.stage.map_leaves(stand_in).check()
-        except UserError as error:
-            lines = [line for line in str(error).splitlines() if str(_YET_TO_BE) not in line]
-            problems += [_at_its_key(pipeline.source, step, line) for line in lines]
-    if problems:
-        raise UserError("\n".join(problems))
-
-
 _KEYED = re.compile(r"(\w+(?:\.\w+|\[\d+\])*): (.*)", re.DOTALL)
 
 
-def _at_its_key(source: Source, step: Step, text: str) -> str:
+def at_its_key(source: Source, step: Step, text: str) -> str:
     """What a stage's check says, `key: what is wrong`, with the place of the key."""
     found = _KEYED.fullmatch(text)
     if found is None or undotted(found[1])[0] not in type(step.stage).model_fields:
@@ -401,7 +373,7 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
             if not resolver.problems:
                 resolved.check()
         except UserError as error:
-            resolver.problems += [_at_its_key(pipeline.source, step, line) for line in str(error).splitlines()]
+            resolver.problems += [at_its_key(pipeline.source, step, line) for line in str(error).splitlines()]
         key = _key(step.stage, tree)
         problems += resolver.problems
         artifact = Artifact(store.artifact(step.stage.NAME, key))
@@ -416,41 +388,3 @@ def _key(stage: Stage, tree: Mapping[str, Any]) -> str:
     # Keys in the order of the config: in a mapping such as `models` the first one may mean something.
     text = json.dumps(identity, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def explain(step: Planned, before: Artifact | None) -> str:
-    """Why a step is no hit: which fields differ from what this pipeline made last time."""
-    if before is None or not before.complete:
-        return "not built yet"
-    manifest = before.manifest
-    if manifest["stage"] != step.stage.NAME:
-        return f"was a {manifest['stage']} stage"
-    if manifest["version"] != step.stage.VERSION:
-        return f"the meaning of {step.stage.NAME} changed (version {manifest['version']} -> {step.stage.VERSION})"
-    old, new = _flat(manifest["config"]), _flat(step.tree)
-    changes = []
-    for name in sorted({*old, *new}):
-        was, now = old.get(name), new.get(name)
-        if was == now:
-            continue
-        if any(str(v).startswith("artifact:") for v in (was, now)):
-            changes.append(f"{name} is rebuilt")
-        elif any(str(v).startswith("sha256:") for v in (was, now)):
-            changes.append(f"the content of {name} changed")
-        else:
-            changes.append(f"{name} {_show(was)} -> {_show(now)}")
-    if not changes and manifest["key"] != step.key:
-        return "the order of its keys changed"
-    return "; ".join(changes) or "its artifact is gone"
-
-
-def _show(value: Any) -> str:
-    return "(none)" if value is None else str(value)
-
-
-def _flat(value: Any, path: KeyPath = ()) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for name, below in value.items() for k, v in _flat(below, (*path, name)).items()}
-    if isinstance(value, list):
-        return {k: v for i, below in enumerate(value) for k, v in _flat(below, (*path, i)).items()}
-    return {dotted(path): value}

