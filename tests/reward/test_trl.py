@@ -8,6 +8,7 @@ from PIL import Image
 from reward.trl import TrlReward, trl_reward
 from tests import tiny
 from tests.reward.candidates import png
+from tests.reward.published import skywork
 from tests.reward.test_serve import Lengths
 
 RULES = {"reward": "rules", "rules": [{"rule": "exact"}]}
@@ -76,3 +77,32 @@ def test_grpo_runs_with_it(tmp_path: Path) -> None:
 def test_a_column_that_is_missing_is_named() -> None:
     with trl_reward(RULES, reference="answer") as reward, pytest.raises(KeyError, match="answer"):
         reward(["?"], ["x"])
+
+
+@pytest.mark.filterwarnings("ignore")  # TRL's own, about the version of vLLM and the like
+def test_grpo_on_text_and_image_with_a_trained_scorer(tmp_path: Path) -> None:
+    """The policy sees the image, and the scorer the same one: its numbers are those that are logged."""
+    from datasets import Dataset
+    from datasets import Image as ImageColumn
+    from trl import GRPOConfig, GRPOTrainer
+
+    from align.models import load
+
+    policy, processor = load(str(tiny.tiny_llava(tmp_path / "tiny")), "float32", "cpu")
+    question = [{"role": "user", "content": "How many bars?"}]
+    pictures = [png(tmp_path / f"{n}.png") for n in range(2)]
+    rows = Dataset.from_dict({"prompt": [question] * 2, "image": pictures}).cast_column("image", ImageColumn())
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, num_generations=2, max_completion_length=4,
+        max_steps=2, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    config = {"reward": "trained", "model": str(skywork(tmp_path / "scorer")), "device": "cpu"}
+    with trl_reward(config) as reward:
+        trainer = GRPOTrainer(
+            model=policy, reward_funcs=reward, args=arguments, train_dataset=rows, processing_class=processor
+        )
+        trainer.train()
+    logged = [entry["rewards/reward/mean"] for entry in trainer.state.log_history if "rewards/reward/mean" in entry]
+    assert len(logged) == 2
+    assert all(0 < value < 1 for value in logged)
