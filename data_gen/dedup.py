@@ -45,7 +45,7 @@ class TextDuplicates(Filter):
     across_images: bool = False  # also the same question, or nearly, with the same answer on another image
 
     def apply(self, rows: Iterable[QA], step: Step) -> Iterator[QA]:
-        """Memory: 14 bytes a row beside one partition of the keys."""
+        """Memory: 30 bytes a row beside one partition of the keys."""
         import numpy as np
 
         folder = step.folder
