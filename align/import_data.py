@@ -18,7 +18,7 @@ from align.images import BadImage, probe
 from align.interchange import Form, Unfit, from_record, row_of
 from align.interchange_files import files_of, picture, read_source
 from align.records import QA, Pair, Row, dropped
-from align.stage import RUNTIME, FileRef, FolderRef, Metrics, PortType, Stage
+from align.stage import RUNTIME, FolderRef, Metrics, Outside, PortType, Stage
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
@@ -37,7 +37,7 @@ class ImportData(Stage):
     NAME: ClassVar[str] = "import-data"
     OUTPUTS: ClassVar[dict[str, PortType]] = {"rows": QA, "pairs": Pair}
 
-    source: FileRef  # a file, or a folder of them
+    source: Annotated[str, Outside()]  # a file, or a folder of them
     form: Form = "trl"
     images: FolderRef | None = None  # what the paths of its images begin at, if not the file's own folder
     shard: Annotated[int, RUNTIME, Field(ge=1)] = 512
