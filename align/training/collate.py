@@ -100,13 +100,15 @@ def scored_mask(sequences: Sequence[Encoded]) -> "Tensor":
     return mask
 
 
-def pad(sequences: Sequence[Encoded], pad_token_id: int) -> dict[str, "Tensor"]:
-    """Inputs along the tokens, [rows, longest, ...] int64, padded on the right: ids with the pad token, else 0."""
+def pad(sequences: Sequence[Encoded], pad_token_id: int, names: Sequence[str] = ()) -> dict[str, "Tensor"]:
+    """Inputs along the tokens, [rows, longest, ...] int64, padded on the right: ids with the pad token, else 0; of
+    these names, by default all of the first sequence."""
     import torch
 
     longest = max(map(len, sequences))
     batch = {}
-    for name, first in sequences[0].inputs.items():
+    for name in names or sequences[0].inputs:
+        first = sequences[0].inputs[name]
         filler = pad_token_id if name == "input_ids" else 0
         out = torch.full((len(sequences), longest, *first.shape[1:]), filler, dtype=torch.int64)
         for row, sequence in zip(out, sequences, strict=True):

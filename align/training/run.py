@@ -238,4 +238,5 @@ def _arguments(stage: Training, examples: int, model: "PeftModel") -> dict[str, 
         "disable_tqdm": True,
         "dataloader_pin_memory": model.device.type == "cuda",
         "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
     }

@@ -65,8 +65,8 @@ class TreeCollator:
         rows = [
             (example.image, example.sequences[n]) for n in range(len(examples[0].sequences)) for example in examples
         ]
-        padded = pad([sequence for _, sequence in rows], self.pad_token_id)
-        batch: dict[str, Any] = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask")
+        batch: dict[str, Any] = pad([sequence for _, sequence in rows], self.pad_token_id, names)
         batch["completion_mask"] = scored_mask([sequence for _, sequence in rows])
         batch["forest"] = self._forest([((image,) if image else (), sequence) for image, sequence in rows])
         self.vision.prefetch([tree.images for tree in batch["forest"].trees])

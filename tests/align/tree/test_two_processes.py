@@ -25,7 +25,7 @@ if sys.argv[6] == "mixed":  # the second process of two gets text alone
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
             sequence = Encoded({name: ids[name][0] for name in ("input_ids", "attention_mask")}, 4)
             setting.examples[n] = replace(example, image="", sequences=(sequence,) * len(example.sequences))
-extra = {"ddp_backend": "gloo"} if size < 6 else {}
+extra = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False} if size < 6 else {}
 trainer = setting.tree(per_device_train_batch_size=size, max_steps=3, **extra)
 log, _, weights = run(trainer)
 if trainer.accelerator.is_main_process:
@@ -44,7 +44,8 @@ def _train(root: Path, family: str, kind: str, mixed: str, processes: int, out: 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"]
+    # without a GPU this is torch's launcher with gloo; `--cpu` would want MPI
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}", "--num_machines=1"]
     launcher += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script)]
     given = [str(root), family, kind, str(6 // processes), str(out), mixed]
