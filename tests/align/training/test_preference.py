@@ -208,3 +208,28 @@ def test_a_row_that_is_too_long_gets_a_smaller_image_where_that_is_wanted(tmp_pa
     (left,) = aside
     assert left.reason == "too long"
     assert "with its image at 0.125 of its sides" in left.detail
+
+
+def test_a_stopped_training_continues_with_the_reference_that_had_moved(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    stage = DPO(
+        input=keep(store, list(pairs(images(store), 8)), Pair), model=str(tiny("llava", tmp_path)), batch_size=4,
+        max_steps=6, learning_rate=3e-3, save_steps=1, reference={"ema": 0.5, "every": 2},
+    )  # fmt: skip
+    inner = Moving.on_step_end
+
+    def stopped(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        inner(self, args, state, control, **more)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with begin(store, "dpo", "a") as whole:
+        stage.run(whole)
+    with begin(store, "dpo", "b") as out:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Moving, "on_step_end", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                stage.run(out)
+        stage.run(out)
+    name = "model/adapter_model.safetensors"
+    assert (whole.path / name).read_bytes() == (out.path / name).read_bytes()
