@@ -82,6 +82,7 @@ def test_resumed_equals_uninterrupted(store: Store, tmp_path: Path, monkeypatch:
     model = tiny("llava", tmp_path)
     source = keep(store, corpus(store), Scored)
     options = {"scored": source, "max_steps": 5, "save_steps": 2, "learning_rate": 1e-2}
+    options["adapter"] = Preset(rank=4, dropout=0.1)
     _, whole = run(stage(model, **options), store)
     expected = {
         n: load_file(whole.path / "model" / n) for n in ("adapter_model.safetensors", "reward_head.safetensors")
