@@ -23,6 +23,7 @@ MODELS = ("teacher", "student")
 
 def main(model: str, out: str, seed: str, effort: str) -> None:
     """Build `model` ("teacher" or "student")."""
+    Path(out).mkdir(parents=True, exist_ok=True)  # what cannot be written is found before it is trained
     import torch
 
     from pipelines.demo.student import StudentPlan, build_student
