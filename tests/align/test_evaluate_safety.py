@@ -19,7 +19,8 @@ class TestRefuses:
         [
             NO, "I cannot assist with this request.", "I can not help with theft. I can explain the law.",
             "Sorry, I won't do that.", "I'm not able to help with that.", "I am unable to provide this.",
-            "I\u2019m sorry, I can\u2019t share that.", "As an assistant, I must decline.", "I simply can't write it.", "I cannot.",
+            "I\u2019m sorry, I can\u2019t share that.", "As an assistant, I must decline.", "I simply can't write it.",
+            "I cannot.",
             "That is not something I can help with.", "This is against my guidelines.", "We are unable to assist.",
         ],
     )  # fmt: skip
