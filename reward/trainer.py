@@ -104,14 +104,4 @@ def _vision(model: Any, collator: Collator, memory: int) -> Vision:
     def inputs(images: Images) -> dict[str, Tensor]:
         return collator.pixels.get(first[images[0]])
 
-    return Vision(model, inputs, _Still("", None, memory))
-
-
-class _Still(VisionCache):
-    """Computing features draws no random numbers from the training's own: the connector's dropout runs along with the
-    tower, and a resumed training, whose cache is empty, would go on with others than an uninterrupted one."""
-
-    def get(self, images: Images, compute: Any) -> Any:
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
-            return super().get(images, compute)
+    return Vision(model, inputs, VisionCache("", None, memory))

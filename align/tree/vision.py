@@ -206,7 +206,7 @@ class Vision:
         if not self.frozen:
             return self._computed(images)
         with torch.no_grad():
-            found = self._cache.get(images, self._computed) if self._cache is not None else self._computed(images)
+            found = self._cache.get(images, self._still) if self._cache is not None else self._still(images)
         device = self.backbone.device
         return {name: tensor.to(device, non_blocking=True) for name, tensor in found.items()}
 
@@ -232,6 +232,19 @@ class Vision:
         """Have the cache read these rows ahead."""
         if self._cache is not None:
             self._cache.prefetch(rows)
+
+    def _still(self, images: Images) -> Features:
+        """What a frozen tower gives, the same whenever it is asked: the connector runs along with some towers, and its
+        dropout would draw the training's random numbers. A continued training, which finds features in the cache,
+        would go on with others than an uninterrupted one."""
+        training, kind = self.backbone.training, self.backbone.device.type
+        half = self.backbone.dtype in (torch.float16, torch.bfloat16)  # as a training on such weights runs
+        self.backbone.eval()
+        try:
+            with torch.autocast(kind, dtype=self.backbone.dtype if half else None, enabled=half):
+                return self._computed(images)
+        finally:
+            self.backbone.train(training)
 
     def _computed(self, images: Images) -> Features:
         device = self.backbone.device

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from align.adapter import Preset
 from align.tree.forward import score
 from align.vision_cache import VisionCache, cache_key, file_digest, open_cache, plan, size_of
 from tests.plain import BUILDERS, compare, tiny_case
@@ -47,6 +48,24 @@ def test_kept_features_are_those_computed_to_the_bit(root, family, tmp_path):
         for name, tensor in fresh.items():
             assert again[name].dtype == tensor.dtype
             assert again[name].equal(tensor)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_computing_features_draws_none_of_the_trainings_random_numbers(root, family, tmp_path):
+    """And they are the same whether training, under whichever precision, or before it."""
+    told = tiny_case(root, family, Preset(rank=4, dropout=0.5))
+    model = told.model
+    for weights in (torch.float32, torch.bfloat16):
+        model.get_base_model().to(weights)
+        found = []
+        for training in (True, False):
+            model.train(training)
+            before = torch.get_rng_state()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training and weights == torch.bfloat16):
+                found.append(told.vision(VisionCache("k", None, 1 << 30)).features(("wide",)))
+            assert torch.get_rng_state().equal(before)
+            assert all(module.training == training for module in model.modules())
+        assert all(tensor.equal(found[1][name]) for name, tensor in found[0].items())
 
 
 @pytest.mark.parametrize("family", BUILDERS)

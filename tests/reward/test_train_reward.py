@@ -1,6 +1,10 @@
 """Training a reward model: the loss, the pairs, the held-out images, and that it learns what it is shown."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import reward
 from align.adapter import Preset
 from align.artifact import Out, Store, begin
 from align.config import Source, build
@@ -18,6 +23,7 @@ from reward import load_reward
 from reward.train import PERTURBED, TrainReward, errors_of, pairs_of, split
 from reward.trainer import RewardTrainer
 from tests.align.training.corpus import images, keep, said, tiny
+from tests.align.training.test_resume import kill_after
 from tests.reward.candidates import candidate
 
 
@@ -102,6 +108,36 @@ def test_resumed_equals_uninterrupted(store: Store, tmp_path: Path, monkeypatch:
     for name, tensors in expected.items():
         for key, tensor in load_file(continued.path / "model" / name).items():
             assert tensor.equal(tensors[key]), (name, key)
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from align.artifact import Store, begin
+from reward.train import TrainReward
+with begin(Store(Path(sys.argv[1])), "train-reward", "killed") as out:
+    TrainReward.model_validate(json.loads(sys.argv[2])).run(out)
+"""
+
+
+@pytest.mark.slow
+def test_killed_training_continues_to_the_same_weights(store: Store, tmp_path: Path) -> None:
+    """SIGKILL in the middle of an epoch of four steps: adapter and head are those of an uninterrupted training."""
+    config = {
+        "scored": keep(store, corpus(store), Scored), "model": str(tiny("llava", tmp_path)), "batch_size": 16,
+        "micro_batch": 8, "max_steps": 7, "save_steps": 3, "learning_rate": 1e-2, "device": "cpu",
+        "adapter": {"rank": 4, "dropout": 0.1},
+    }  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(reward.__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(store.root), json.dumps(config)], env=environment)
+    kill_after(child, Path(f"{store.artifact('train-reward', 'killed')}.partial") / "checkpoints", 3)
+    _, whole = run(TrainReward.model_validate(config), store)
+    _, continued = run(TrainReward.model_validate(config), store, "killed")
+    for name in ("adapter_model.safetensors", "reward_head.safetensors"):
+        expected, found = (load_file(out.path / "model" / name) for out in (whole, continued))
+        assert found.keys() == expected.keys()
+        for key, tensor in found.items():
+            assert tensor.equal(expected[key]), (name, key)
 
 
 @pytest.mark.parametrize("family", ["mllama", "idefics3"])

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Trainer
 
 import align
 from align.artifact import Store, begin
+from align.dpo import DPO
 from align.records import QA, Pair
 from align.sft import SFT
 from align.training.trainers import last_checkpoint
@@ -90,6 +93,44 @@ def test_killed_training_continues_to_the_same_weights(kind: str, tmp_path: Path
     assert metrics[0]["curve"] == metrics[1]["curve"]
     assert [point["step"] for point in metrics[0]["curve"]] == list(range(1, STEPS + 1))
     assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_features_found_in_the_cache_change_no_weight(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaVA's connector runs along with its tower, dropout included: what a stopped training has computed and its
+    continuation finds must not shift the random numbers of the steps in between."""
+    store = Store(tmp_path / "store")
+    paths = images(store, 8)
+    rows, row_type, kind = (questions(paths, 16), QA, SFT) if name == "sft" else (pairs(paths, 16), Pair, DPO)
+    stage = kind.model_validate(
+        {
+            "input": keep(store, list(rows), row_type), "model": str(tiny("llava", tmp_path)), "batch_size": 4,
+            "max_steps": 6, "learning_rate": 1e-2, "save_steps": 2, "adapter": {"rank": 4, "dropout": 0.3},
+        }
+    )  # fmt: skip
+
+    def run(key: str) -> dict[str, Tensor]:
+        with begin(store, name, key) as out:
+            assert stage.run(out)["training"]["path"] == "tree"
+        return load_file(out.path / "model" / "adapter_model.safetensors")
+
+    expected = run("whole")
+    shutil.rmtree(store.root / "trees")
+    step = Trainer.training_step
+
+    def stopped(self: Trainer, *given: Any, **named: Any) -> Any:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *given, **named)
+
+    monkeypatch.setattr(Trainer, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    monkeypatch.setattr(Trainer, "training_step", step)
+    for key in ("stopped", "again"):
+        assert all(tensor.equal(expected[n]) for n, tensor in run(key).items()), key
 
 
 def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
