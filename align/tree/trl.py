@@ -177,8 +177,12 @@ class OverTrees:
             reference = reference_digest(trainer.model, trainer.processing_class, adapter)
             keys = [collator.sample_keys(example, f"ld_alpha {trainer.ld_alpha}") for example in examples]
             known = store.known(reference, [key for pair in keys for key in pair])
-        missing = [i for i in range(len(examples)) if not all(key in known for key in keys[i])]
-        missing.sort(key=lambda i: (examples[i].image, i))
+        kept = sum(key[0] in known and key[1] in known for key in keys)
+        missing, coming = [], set(known)  # the same batches after a stop, whichever answers stand in several of them
+        for i in sorted(range(len(examples)), key=lambda i: (examples[i].image, i)):
+            if not coming.issuperset(keys[i]):
+                missing.append(i)
+            coming.update(keys[i])
         size = trainer.args.per_device_train_batch_size
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
         mine = batches if store is None else batches[trainer.args.process_index :: trainer.args.world_size]
@@ -195,7 +199,7 @@ class OverTrees:
         if store is not None and trainer.args.world_size > 1:
             trainer.accelerator.wait_for_everyone()
             known = store.known(reference, [key for pair in keys for key in pair])
-        self.references_from = f"{len(examples) - len(missing)} pairs from disk, {len(missing)} computed"
+        self.references_from = f"{kept} pairs from disk, {len(missing)} computed"
         return torch.tensor([[known[key] for key in pair] for pair in keys])
 
     def _planted(self, model: Any) -> _Planted:

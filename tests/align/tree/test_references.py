@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,37 @@ def test_a_stop_loses_one_batch_at_most(root, tmp_path):
     assert sum(calls) == 2
     fresh = setting.tree().references(6)
     torch.testing.assert_close(whole, fresh, atol=1e-5, rtol=0)
+
+
+def test_stopped_where_pairs_share_their_answers_they_end_with_the_same_bits(root, tmp_path):
+    """Two chosen answers against two rejected ones: the fourth pair is known as soon as the others are."""
+    setting = Setting(root, "llava", pairs=True)
+    first, *others = setting.examples
+    answers = [*first.sequences, others[1].sequences[1], others[3].sequences[0]]
+    crossed = [replace(first, id=f"{c}{r}", sequences=(answers[c], answers[r])) for c in (0, 3) for r in (1, 2)]
+    setting.examples = [*crossed, *others]
+    arguments = setting.arguments
+    setting.arguments = lambda **extra: arguments(**{"per_device_train_batch_size": 3, **extra})
+    trainer = setting.tree()
+    trainer.data_collator.store = References(tmp_path / "whole.sqlite")
+    whole_calls = _counted(trainer)
+    whole = trainer.references(9)
+    for stop in range(1, len(whole_calls)):
+        trainer = setting.tree()
+        trainer.data_collator.store = References(tmp_path / f"{stop}.sqlite")
+        calls = _counted(trainer)
+        compute = trainer.compute_ref_log_probs
+
+        def stopped(model, inputs, calls=calls, compute=compute, stop=stop):
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            return compute(model, inputs)
+
+        trainer.compute_ref_log_probs = stopped
+        with pytest.raises(KeyboardInterrupt):
+            trainer.references(9)
+        again = setting.tree()
+        again.data_collator.store = trainer.data_collator.store
+        rest = _counted(again)
+        assert again.references(9).equal(whole)
+        assert calls + rest == whole_calls
