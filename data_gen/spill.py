@@ -97,7 +97,7 @@ class Keys:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        for path in folder.glob("*.keys"):
+        for path in (*folder.glob("*.keys"), *folder.glob("*.pairs")):  # what a stopped run left behind
             path.unlink()
         self._waiting: list[NDArray[np.void]] = []
         self._size = 0

@@ -33,6 +33,18 @@ def test_keys_against_comparing_each(buffered: int, tmp_path: Path, monkeypatch:
     assert one.firsts(300).tolist() == first
 
 
+def test_what_a_killed_filter_left_behind_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among it a file of pairs cut in the middle of one."""
+    monkeypatch.setattr(spill, "SLICE", 4)
+    (tmp_path / "00.keys").write_bytes(b"half")
+    for part in range(4):
+        (tmp_path / f"{part}.pairs").write_bytes(b"half an")
+    keys = Keys(tmp_path)
+    keys.add(np.arange(10, dtype=np.uint32), np.array([[n % 5] for n in range(10)], np.uint64))
+    found = {n: list(others) for n, others in keys.neighbours(10, np.zeros(10, np.bool_))}
+    assert found == {n: [n - 5] for n in range(5, 10)}
+
+
 def test_a_key_of_many_is_compared_with_the_first_ones(tmp_path: Path) -> None:
     keys = Keys(tmp_path)
     keys.add(np.arange(100, dtype=np.uint32), np.full((100, 1), 7, np.uint64))
