@@ -8,6 +8,7 @@ is gone cannot write there and ends.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,8 @@ def build_all(
             listener.join()
     if failed:
         raise RuntimeError(failed[0])
+    for folder in folders.values():  # not before all are built: a model that is finished is not trained again
+        shutil.rmtree(folder / "checkpoints")
     return metrics
 
 

@@ -9,7 +9,6 @@ a question about an image: that is what post-training is for.
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,7 +234,7 @@ def build_student(
 ) -> dict[str, float]:
     """Train the student and save model and processor to `out`; returns the last losses of the three steps.
 
-    Checkpoints lie in `out/checkpoints` until the end: a build that was killed continues there.
+    Checkpoints lie in `out/checkpoints`: a build that was killed continues there, a finished one is written again.
     """
     plan, size = plan or StudentPlan(), size or StudentSize()
     tokenizer = train_tokenizer(MLLAMA)
@@ -267,5 +266,4 @@ def build_student(
     model.requires_grad_(True)
     model.save_pretrained(out)
     make_processor(tokenizer).save_pretrained(out)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return metrics

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -242,7 +241,7 @@ def build_teacher(
 ) -> dict[str, float]:
     """Train the teacher and save model and processor to `out`; returns the loss of the last steps.
 
-    Checkpoints lie in `out/checkpoints` until the end: a build that was killed continues there.
+    Checkpoints lie in `out/checkpoints`: a build that was killed continues there, a finished one is written again.
     """
     plan, size = plan or TeacherPlan(), size or TeacherSize()
     tokenizer = train_tokenizer(IDEFICS3)
@@ -263,5 +262,4 @@ def build_teacher(
     )
     model.save_pretrained(out)
     make_processor(tokenizer, size).save_pretrained(out)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {"loss": sum(losses[-20:]) / len(losses[-20:])} if losses else {}

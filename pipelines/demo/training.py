@@ -103,9 +103,9 @@ def fit(
     every: int = 100,
     progress: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Train the parameters of `model` that require a gradient; returns the losses of the steps run here.
+    """Train the parameters of `model` that require a gradient; returns the losses of all steps.
 
-    `loss_of` gets a generator seeded by (seed, step). Weights and optimizer states go to `checkpoint` each
+    `loss_of` gets a generator seeded by (seed, step). Weights, optimizer states and losses go to `checkpoint` each
     `every` steps and at the end; when the file is there already, training continues from it. `progress` is
     called with the number of steps done.
     """
@@ -113,14 +113,16 @@ def fit(
     optimizers = _optimizers(model, schedule)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     first = 0
+    losses: list[float] = []
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        first = state["step"]
+        first, losses = state["step"], state["losses"]
+        if progress is not None:
+            progress(first)
     model.train()
-    losses: list[float] = []
     with _fast_matmul(model):
         for step in range(first, schedule.steps):
             for optimizer, rate in zip(optimizers, rates, strict=True):
@@ -134,18 +136,19 @@ def fit(
             losses.append(loss.item())
             done = step + 1
             if done % every == 0 or done == schedule.steps:
-                _save(checkpoint, model, optimizers, done)
+                _save(checkpoint, model, optimizers, losses)
             if progress is not None:
                 progress(done)
     model.eval()
     return losses
 
 
-def _save(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+def _save(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], losses: list[float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save({"model": model.state_dict(), "optimizers": states, "step": step}, partial)
+    kept = {"model": model.state_dict(), "optimizers": states, "step": len(losses), "losses": losses}
+    torch.save(kept, partial)
     partial.replace(path)
 
 

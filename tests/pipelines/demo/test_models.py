@@ -117,14 +117,22 @@ def test_a_killed_student_build_ends_with_the_same_weights(tmp_path: Path, kill_
         if done == kill_after:
             raise Kill
 
-    build_student(tmp_path / "whole", 3, FEW, SMALL)
+    expected = build_student(tmp_path / "whole", 3, FEW, SMALL)
     with pytest.raises(Kill):
         build_student(tmp_path / "parts", 3, FEW, SMALL, progress=kill)
     torch.manual_seed(1234)
-    build_student(tmp_path / "parts", 3, FEW, SMALL)
+    assert build_student(tmp_path / "parts", 3, FEW, SMALL) == expected
     whole = (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert whole == (tmp_path / "parts" / "model.safetensors").read_bytes()
-    assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def test_a_finished_model_is_not_trained_again_when_the_other_one_was_killed(tmp_path: Path) -> None:
+    expected = build_teacher(tmp_path, 3, FEW_TEACHER, SMALL_TEACHER)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    steps: list[tuple[int, int]] = []
+    assert build_teacher(tmp_path, 3, FEW_TEACHER, SMALL_TEACHER, progress=lambda *step: steps.append(step)) == expected
+    assert steps == [(3, 3)]
+    assert (tmp_path / "model.safetensors").read_bytes() == whole
 
 
 def test_the_seed_decides_the_teacher(tmp_path: Path) -> None:

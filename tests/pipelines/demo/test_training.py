@@ -75,7 +75,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
     schedule = Schedule(steps=10)
     whole = fresh()
-    fit(whole, squared(whole), schedule, "s", tmp_path / "whole.pt", every=4)
+    expected = fit(whole, squared(whole), schedule, "s", tmp_path / "whole.pt", every=4)
 
     class Kill(Exception):
         pass
@@ -89,8 +89,10 @@ def test_a_continued_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         fit(parts, squared(parts), schedule, "s", tmp_path / "parts.pt", every=4, progress=kill_at_six)
     torch.manual_seed(99)
     parts = nn.Linear(2, 1)
-    losses = fit(parts, squared(parts), schedule, "s", tmp_path / "parts.pt", every=4)
-    assert len(losses) == 6, "continued after the checkpoint at step 4"
+    steps: list[int] = []
+    losses = fit(parts, squared(parts), schedule, "s", tmp_path / "parts.pt", every=4, progress=steps.append)
+    assert steps == list(range(4, 11)), "continued after the checkpoint at step 4"
+    assert losses == expected
     assert torch.equal(whole.weight, parts.weight)
     assert torch.equal(whole.bias, parts.bias)
 
