@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 TowerWord = Literal["frozen", "lora"]
 ConnectorWord = Literal["frozen", "lora", "full"]
-CrossWord = Literal["frozen", "lora"]
+CrossWord = Literal["frozen", "lora", "full"]
 
 
 class Preset(Config):
     """What trains, in words; the language model never does. `lora` adds a low-rank term to the part's linear layers
-    (LoRA, arXiv 2106.09685: W + alpha/rank * B A), `full` trains the connector's own weights."""
+    (LoRA, arXiv 2106.09685: W + alpha/rank * B A), `full` trains the connector's own weights, or the cross-attention
+    layers whole, with their norms, gates and MLPs, as the Llama 3 report does (arXiv 2407.21783, section 7.5)."""
 
     tower: TowerWord = "frozen"
     connector: ConnectorWord = "lora"
@@ -46,7 +47,7 @@ class Preset(Config):
     def words(self, family: Family) -> dict[Part, str]:
         """What happens to each part of such a model. Raises UserError where the preset does not fit the family."""
         has_cross = family.cross_attention is not None
-        if self.cross_attention == "lora" and not has_cross:
+        if self.cross_attention in ("lora", "full") and not has_cross:
             raise UserError(f"cross_attention: {family.name} has no cross-attention layers; leave this key out")
         cross = (self.cross_attention or "lora") if has_cross else "frozen"
         words: dict[Part, str] = {"tower": self.tower, "connector": self.connector, "cross_attention": cross}
@@ -83,7 +84,7 @@ def resolve(model: "nn.Module", config: "PretrainedConfig", preset: Preset) -> T
     for part, word in preset.words(parts.family).items():
         layers = _matching(parts.lora.get(part), modules) if word == "lora" else []
         weights = _matching(parts.lora_parameters.get(part), parameters) if word == "lora" else []
-        whole = _matching(parts.full, modules) if word == "full" else []
+        whole = _matching(parts.full.get(part), modules) if word == "full" else []
         found = layers + weights + whole
         if word != "frozen" and not found:
             raise UserError(f"{part}: {word}: no layer of this {parts.family.name} model matches")
@@ -179,7 +180,9 @@ def resume(model: "PeftModel") -> "PeftModel":
 def preset_of(adapter: Mapping[str, Any], parts: Parts) -> Preset | None:
     """The preset that an `adapter_config.json` was made by, None where no preset makes such an adapter."""
     saved = adapter.get("modules_to_save") or []
-    full = bool(saved) and all(re.fullmatch(parts.full, name) for name in saved)
+    full = {part for name in saved for part, pattern in parts.full.items() if re.fullmatch(pattern, name)}
+    if not all(any(re.fullmatch(pattern, name) for pattern in parts.full.values()) for name in saved):
+        return None
     bare = set(adapter.get("target_parameters") or [])
     crosses: tuple[CrossWord | None, ...] = (None,) if parts.family.cross_attention is None else get_args(CrossWord)
     for tower, connector, cross in itertools.product(get_args(TowerWord), get_args(ConnectorWord), crosses):
@@ -193,7 +196,8 @@ def preset_of(adapter: Mapping[str, Any], parts: Parts) -> Preset | None:
             continue
         wanted = parts.lora_parameters.get("connector") if connector == "lora" else None
         same_bare = all(re.fullmatch(wanted, name) for name in bare) and bare if wanted else not bare
-        if layers == (adapter.get("target_modules") or []) and full == (connector == "full") and same_bare:
+        whole = {part for part, word in preset.words(parts.family).items() if word == "full"}
+        if layers == (adapter.get("target_modules") or []) and full == whole and same_bare:
             return preset
     return None
 

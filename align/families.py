@@ -38,7 +38,7 @@ class Family:
     connector: str
     language: str
     lora: Mapping[Part, str]
-    full: str
+    full: Mapping[Part, str]
     cross_attention: str | None = None
     lora_parameters: Mapping[Part, str] = field(default_factory=dict)
     sequence_inputs: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Parts:
     names: Mapping[Part, str]
     lora: Mapping[Part, str]
     lora_parameters: Mapping[Part, str]
-    full: str
+    full: Mapping[Part, str]
 
     def of(self, name: str) -> Part:
         """The part that a parameter, buffer or module belongs to, by its name in the unwrapped model. Raises
@@ -87,7 +87,10 @@ _MLLAMA = Family(
         "connector": r"model\.multi_modal_projector",
         "cross_attention": r"model\.language_model\.layers\.@\.cross_attn\.[qkvo]_proj",
     },
-    full=r"model\.multi_modal_projector",
+    full={
+        "connector": r"model\.multi_modal_projector",
+        "cross_attention": r"model\.language_model\.layers\.@",
+    },
     sequence_inputs=("cross_attention_mask",),
     image_inputs=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"),
     images_along="rows",
@@ -103,7 +106,7 @@ _IDEFICS3 = Family(
         "tower": rf"model\.vision_model\.{_ENCODER_LINEAR}",
         "connector": r"model\.connector\.modality_projection\.proj",
     },
-    full=r"model\.connector\.modality_projection\.proj",
+    full={"connector": r"model\.connector\.modality_projection\.proj"},
     image_inputs=("pixel_values", "pixel_attention_mask"),
     images_along="rows",
 )
@@ -115,7 +118,7 @@ _LLAVA = Family(
     connector=r"model\.multi_modal_projector(\..+)?",
     language=_LANGUAGE,
     lora={"tower": _TOWER_LINEAR, "connector": r"model\.multi_modal_projector\.linear_[12]"},
-    full=r"model\.multi_modal_projector",
+    full={"connector": r"model\.multi_modal_projector"},
     image_inputs=("pixel_values", "image_sizes"),
 )
 
@@ -127,7 +130,7 @@ _LLAVA_NEXT = Family(
     connector=r"model\.(multi_modal_projector(\..+)?|image_newline)",
     language=_LANGUAGE,
     lora={"tower": _TOWER_LINEAR, "connector": r"model\.multi_modal_projector\.linear_[12]"},
-    full=r"model\.multi_modal_projector",
+    full={"connector": r"model\.multi_modal_projector"},
     image_inputs=("pixel_values", "image_sizes"),
 )
 
@@ -141,7 +144,7 @@ _QWEN2_VL = Family(
         "tower": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc[12]|(gate|up|down)_proj))",
         "connector": r"model\.visual\.merger\.mlp\.[02]",
     },
-    full=r"model\.visual\.merger",
+    full={"connector": r"model\.visual\.merger"},
     sequence_inputs=("mm_token_type_ids",),
     image_inputs=("pixel_values", "image_grid_thw"),
     images_along="patches",
@@ -157,7 +160,7 @@ _QWEN3_VL = Family(
         "tower": r"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])",
         "connector": r"model\.visual\.(deepstack_merger_list\.\d+|merger)\.linear_fc[12]",
     },
-    full=r"model\.visual\.(deepstack_merger_list\.\d+|merger)",
+    full={"connector": r"model\.visual\.(deepstack_merger_list\.\d+|merger)"},
     sequence_inputs=("mm_token_type_ids",),
     image_inputs=("pixel_values", "image_grid_thw"),
     images_along="patches",
@@ -171,7 +174,7 @@ _GEMMA3 = Family(
     language=_LANGUAGE,
     lora={"tower": _TOWER_LINEAR},
     lora_parameters={"connector": r"model\.multi_modal_projector\.mm_input_projection_weight"},
-    full=r"model\.multi_modal_projector",
+    full={"connector": r"model\.multi_modal_projector"},
     sequence_inputs=("token_type_ids",),
 )
 
@@ -182,7 +185,7 @@ _PALIGEMMA = Family(
     connector=r"model\.multi_modal_projector(\..+)?",
     language=_LANGUAGE,
     lora={"tower": _TOWER_LINEAR, "connector": r"model\.multi_modal_projector\.linear"},
-    full=r"model\.multi_modal_projector",
+    full={"connector": r"model\.multi_modal_projector"},
     sequence_inputs=("token_type_ids",),
     prefix=True,
 )
@@ -219,4 +222,4 @@ def parts_of(config: "PretrainedConfig | Mapping[str, Any]") -> Parts:
     def filled(patterns: Mapping[Part, str]) -> dict[Part, str]:
         return {part: pattern.replace("@", layers) for part, pattern in patterns.items()}
 
-    return Parts(family, filled(names), filled(family.lora), dict(family.lora_parameters), family.full)
+    return Parts(family, filled(names), filled(family.lora), dict(family.lora_parameters), filled(family.full))

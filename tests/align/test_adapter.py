@@ -32,8 +32,11 @@ PRESETS = {
     "tower": Preset(tower="lora", connector="frozen", rank=4),
     "full": Preset(connector="full", rank=4),
     "all": Preset(tower="lora", connector="full", rank=2, alpha=7.0),
+    "layers": Preset(connector="full", cross_attention="full", rank=4),
+    "layers, tower": Preset(tower="lora", connector="frozen", cross_attention="full", rank=2),
 }
 EVERY = [(kind, name) for kind in CONFIGS for name in ("default", "all")] + [("llava", "full"), ("gemma3", "tower")]
+EVERY += [("mllama", "layers"), ("mllama", "layers, tower")]
 
 
 def step(model: PeftModel, batch: dict[str, torch.Tensor], rate: float = 0.05) -> None:
@@ -172,6 +175,16 @@ def test_mllama_11b_with_tower_and_full_connector_by_hand() -> None:
     assert report["frozen"] == 10_670_220_835 - connector
 
 
+def test_mllama_11b_with_whole_cross_attention_layers_by_hand() -> None:
+    preset = Preset(connector="full", cross_attention="full")
+    report = describe("configs/models/llama-3.2-11b-vision.json", preset)
+    attention = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 2 * 128  # q, o; k, v; norms of queries and keys
+    layer = attention + 3 * 4096 * 14336 + 2 * 4096 + 2  # MLP, norms, gates
+    assert report["parts"]["cross_attention"] == {"trainable": 8 * layer, "frozen": 0}
+    assert report["parts"]["language"]["trainable"] == 0
+    assert report["trainable"] == 8 * layer + 7680 * 4096 + 4096
+
+
 @pytest.mark.parametrize("path", sorted(Path("configs/models").glob("*.json")), ids=lambda p: p.stem)
 def test_the_default_preset_fits_every_published_model(path: Path) -> None:
     report = describe(str(path))
@@ -195,6 +208,8 @@ class TestRefusals:
     def test_cross_attention_where_there_is_none(self, kind: str) -> None:
         with pytest.raises(UserError, match=r"cross_attention: .* has no cross-attention layers"):
             attach(tiny_model(kind), Preset(cross_attention="lora"), 0)
+        with pytest.raises(UserError, match=r"cross_attention: .* has no cross-attention layers"):
+            attach(tiny_model(kind), Preset(cross_attention="full"), 0)
 
     def test_nothing_to_train(self) -> None:
         with pytest.raises(UserError, match="all are frozen"):
