@@ -155,12 +155,23 @@ class Out:
         self.rows_out: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._parts_dropped = 0
+        self._discarded = ["shards"]
 
     def folder(self, port: str) -> Path:
         """The folder of a `folder` or `model` port, or of anything the stage keeps while it works."""
         path = self.path / port
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def discard(self, *folders: str) -> None:
+        """Name folders that a stopped stage continues from and a finished one has no use for: they go when the result
+        is visible, for one removed before and cut short by a kill would be taken for whole."""
+        self._discarded += folders
+
+    def remove_discarded(self, final: Path) -> None:
+        """Remove what was named so, from where the folder lies now."""
+        for name in self._discarded:
+            shutil.rmtree(final / name, ignore_errors=True)
 
     def write(self, port: str, row_type: type[R], found: Iterable[R]) -> int:
         """Write all rows of a port, streaming in parts of a fixed size. Returns how many."""
@@ -211,7 +222,7 @@ class Out:
                 if not chunk:
                     break
                 done = self.path / "shards" / f"part-{part:05d}.json"
-                if not done.exists():
+                if not all(path.exists() for path in (done, *self._ports(part, ports))):
                     self._keep(part, len(chunk), work(chunk), ports, done)
                 counts = json.loads(done.read_text())
                 self.rows_in += counts["in"]
@@ -222,9 +233,11 @@ class Out:
             self.rows_out[port] += 0
             self.folder(port)
 
+    def _ports(self, part: int, ports: dict[str, type[Row]]) -> list[Path]:
+        return [self.path / port / f"part-{part:05d}.parquet" for port in ports]
+
     def _keep(self, part: int, size: int, batch: Batch[Any], ports: dict[str, type[Row]], done: Path) -> None:
-        for port, row_type in ports.items():
-            path = self.path / port / f"part-{part:05d}.parquet"
+        for path, (port, row_type) in zip(self._ports(part, ports), ports.items(), strict=True):
             write_parquet(path, row_type, batch.rows.get(port, []), self.store.blobs)
         write_parquet(self.path / "dropped" / f"part-{part:05d}.parquet", Dropped, batch.dropped)
         counts = {
@@ -269,5 +282,5 @@ def commit(out: Out, manifest: dict[str, Any], metrics: dict[str, Any]) -> Artif
     if final.exists():  # an incomplete or foreign folder by that name
         shutil.rmtree(final)
     out.path.rename(final)
-    shutil.rmtree(final / "shards", ignore_errors=True)
+    out.remove_discarded(final)
     return Artifact(final)

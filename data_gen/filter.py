@@ -4,7 +4,6 @@ In: `QA` rows. Out: `kept`; a row that a filter sets aside is written to `droppe
 says in its detail what was wrong. Rows stream through the filters in turn, each seeing what those before it let pass.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -136,7 +135,7 @@ class Filter(Stage):
 
         out.write("kept", QA, kept())
         out.drop(aside)
-        shutil.rmtree(out.path / "steps", ignore_errors=True)
+        out.discard("steps")
         return {"kinds": dict(kinds), "filters": report([f.filter for f in self.filters], out.rows_in, dropped_by)}
 
 

@@ -8,7 +8,6 @@ with its reason.
 """
 
 import json
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -164,7 +163,7 @@ class Generate(Stage):
             ports: dict[str, type[Row]] = {"questions": QA}
             out.map_rows(self._asks(), total, work, ports, shard=self.shard, label="requests")
         made = read_parquet(sorted((out.path / "questions").glob("part-*.parquet")), QA)
-        shutil.rmtree(out.path / "steps")
+        out.discard("steps")
         kinds = Counter(dict.fromkeys(self.kinds, 0))
         planned: dict[str, Counter[str]] = defaultdict(Counter)
         for qa in made:
