@@ -149,10 +149,14 @@ def row_seed(seed: int, *parts: object) -> int:
 def dropped(row: Row, reason: str, detail: str = "") -> Dropped:
     """Set `row` aside for `reason`; images of a store stand there by name, as they do in parquet."""
     record = row.model_dump(mode="json")
-    for i, image in enumerate(record.get("images", ())):
-        if Path(image).parent.parent.name == "blobs":
-            record["images"][i] = Path(image).name
+    if "images" in record:
+        record["images"] = by_name(record["images"])
     return Dropped(id=row.id, reason=reason, detail=detail, row=json.dumps(record, ensure_ascii=False))
+
+
+def by_name(images: Iterable[str]) -> list[str]:
+    """Images of a store by name, others by path: the same wherever the store lies."""
+    return [Path(image).name if Path(image).parent.parent.name == "blobs" else image for image in images]
 
 
 def _arrow(annotation: Any) -> "pa.DataType":

@@ -19,7 +19,7 @@ from align.errors import UserError, did_you_mean
 from align.pairs import EQUAL, Drawn, Picked, Question, cap_pairs, distinct, is_held_out, make_pairs, pair_rows, words
 from align.partition import Ports, by_image
 from align.progress import progress
-from align.records import QA, Dropped, Message, Pair, Scored, text_of
+from align.records import QA, Dropped, Message, Pair, Scored, by_name, text_of
 from align.stage import Metrics, PortType, Ref, Stage
 
 
@@ -208,7 +208,7 @@ def set_aside(question: Question, picked: Picked) -> Dropped:
         detail += f"; {sum(d.finish == 'length' for d in question.drawn)} were cut off at max_tokens"
     row = {
         "question": text_of(question.prompt),
-        "images": question.images,
+        "images": by_name(question.images),
         "kind": question.kind,
         "answers": [asdict(d) for d in question.drawn[:4]],
     }

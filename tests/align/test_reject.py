@@ -1,5 +1,6 @@
 """Rejection sampling on small sets worked by hand, and its promises on random ones."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -118,6 +119,17 @@ def run(tmp_path: Path, found: list[Scored], **config: Any) -> tuple[list[QA], l
         metrics = Reject(input=str(source.path / "scored"), **config).run(out)
     best, pairs = list(rows(out.path / "best", QA)), list(rows(out.path / "pairs", Pair))
     return best, pairs, list(rows(out.path / "dropped", Dropped)), out, metrics
+
+
+def test_a_question_set_aside_is_the_same_row_wherever_the_store_lies(tmp_path: Path) -> None:
+    kept = []
+    for place in ("here", "there"):
+        store = Store(tmp_path / place / "store")
+        image = str(store.add_blob(b"picture", ".png"))
+        _, _, aside, _, _ = run(tmp_path / place, [scored("q", "a", 0.0, images=[image])])
+        kept.append(aside)
+    assert kept[0] == kept[1]
+    assert json.loads(kept[0][0].row)["images"] == [Path(image).name]
 
 
 def many(seed: int) -> list[Scored]:
