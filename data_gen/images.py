@@ -19,7 +19,7 @@ from align.artifact import Batch, Out, Store
 from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, pin
 from align.images import BadImage, Probe, probe
-from align.records import ImageRow, Row, Split, dropped, read_parquet, row_id
+from align.records import ImageRow, Row, Split, dropped, read_parquet, row_id, write_parquet
 from align.stage import RUNTIME, Dataset, FolderRef, Metrics, Stage
 
 MIN_SIDE = 8
@@ -118,7 +118,10 @@ class Images(Stage):
             return batch
 
         out.map_rows(mark_repeats(found), total, work, {"images": ImageRow}, shard=self.shard, label="images")
-        made = read_parquet(sorted((out.path / "images").glob("part-*.parquet")), ImageRow)
+        parts = sorted((out.path / "images").glob("part-*.parquet"))
+        if self.split != "folders" and 0 < self.split < 1:
+            fill_sides(parts)
+        made = read_parquet(parts, ImageRow)
         return {**_metrics(made), **({"commit": commit} if commit else {})}
 
 
@@ -265,8 +268,29 @@ def to_row(item: Found, split: float | Literal["folders"], texts: TextForms | No
 
 def split_of(digest: str, share: float) -> Split:
     """`eval` for `share` of all images, by a hash of the content: copies fall on the same side, and an image stays
-    where it is whatever is added."""
-    return "eval" if int(row_id("split", digest), 16) < share * 16**16 else "train"
+    where it is whatever is added. (Where chance leaves a side without any image, `fill_sides` gives it one.)"""
+    return "eval" if _place(digest) < share * 16**16 else "train"
+
+
+def fill_sides(parts: list[Path]) -> None:
+    """Where all of two or more images fell on one side, put the one that was nearest to the other side there: few
+    images by chance leave nothing to evaluate on, or to train on. Done twice, it is as done once."""
+    count = Counter(row.split for row in read_parquet(parts, ImageRow))
+    if count.total() < 2 or len(count) == 2:
+        return
+    nearest = min if "train" in count else max
+    _, moved = nearest((_place(row.id), row.id) for row in read_parquet(parts, ImageRow))
+    side: Split = "eval" if "train" in count else "train"
+    for part in parts:
+        found = list(read_parquet([part], ImageRow))
+        if any(row.id == moved for row in found):
+            write_parquet(
+                part, ImageRow, [row.model_copy(update={"split": side}) if row.id == moved else row for row in found]
+            )
+
+
+def _place(digest: str) -> int:
+    return int(row_id("split", digest), 16)
 
 
 def from_dataset(

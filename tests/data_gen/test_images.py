@@ -220,6 +220,40 @@ def test_split_is_a_share_by_content() -> None:
     assert {split_of(d, 1.0) for d in digests} == {"eval"}
 
 
+@pytest.mark.parametrize(("share", "alone"), [(0.02, "eval"), (0.98, "train")])
+def test_no_side_stays_empty_where_both_are_asked_for(share: float, alone: str, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for n in range(5):
+        (source / f"{n}.png").write_bytes(encode(picture(shade=n), "PNG"))
+    stage = Images(source=str(source), split=share, shard=2)
+    kept, _ = make(stage, tmp_path / "store")
+    (moved,) = [row for row in kept.values() if row.split == alone]
+    other = "train" if alone == "eval" else "eval"
+    assert {split_of(row.id, share) for row in kept.values()} == {other}  # else this shows nothing
+    # the one that the least change of the share would have moved
+    steps = [n / 1000 for n in range(1001)]
+    nearest = next(s for s in (steps if alone == "eval" else steps[::-1]) if _moves(kept, s, alone))
+    assert split_of(moved.id, nearest) == alone
+    assert Path(moved.images[0]).read_bytes() == (source / moved.name).read_bytes()
+    out = out_at(tmp_path / "store")
+    assert stage.run(out)["splits"] == {alone: 1, other: 4}  # continued after a stop: nothing more is moved
+    assert {r.name: r for r in rows(out.path / "images", ImageRow)} == kept
+
+
+def _moves(kept: dict[str, ImageRow], share: float, side: str) -> bool:
+    return any(split_of(row.id, share) == side for row in kept.values())
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 0.02), (3, 0.0), (3, 1.0)])
+def test_a_side_that_was_not_asked_for_stays_empty(count: int, share: float, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(count):
+        (tmp_path / "in" / f"{n}.png").write_bytes(encode(picture(shade=n), "PNG"))
+    kept, _ = make(Images(source=str(tmp_path / "in"), split=share), tmp_path / "store")
+    assert {row.split for row in kept.values()} == {"eval" if share == 1 else "train"}
+
+
 def test_text_forms_by_path_and_by_stem(tmp_path: Path) -> None:
     source, fields = tmp_path / "in", tmp_path / "fields"
     for n, name in enumerate(("a/x.png", "b/x.png", "a/y.png", "z.v2.png")):
