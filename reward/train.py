@@ -1,8 +1,9 @@
 """The stage that trains a reward model: a scalar head on a vision-language model, from preferences.
 
 In: preference pairs, or candidates scored by another reward (rules, where the data has references), or both, and
-deliberate errors made from the better answers. Out: a model folder (adapter, processor, head) that the `trained` reward
-loads, and how well it tells better from worse on images that it has not seen.
+worse answers made of the better ones: deliberate errors, and answers that are right for another image. Out: a model
+folder (adapter, processor, head) that the `trained` reward loads, and how well it tells better from worse on images
+that it has not seen.
 
 The loss is Bradley and Terry's with a margin and a penalty on the squared rating, which keeps ratings near 0 (Llama 2,
 arXiv 2307.09288, section 3.2.2, for the margin): -log sigmoid(c - r - margin * gap) + penalty * (c^2 + r^2) / 2, where
@@ -19,7 +20,7 @@ from pydantic import Field, model_validator
 
 from align.artifact import Out, rows
 from align.errors import UserError
-from align.metrics import normalise
+from align.metrics import final_answer, normalise
 from align.records import Message, Pair, Scored, row_id, row_seed, text_of
 from align.stage import Metrics, Ref
 from align.training.options import Training
@@ -29,7 +30,9 @@ from reward.quality import Rated, line, quality
 if TYPE_CHECKING:
     from reward.model import Rater
 
-PREFERRED, PERTURBED = "preferences", "deliberate errors"
+PREFERRED, PERTURBED, ELSEWHERE = "preferences", "deliberate errors", "right for another image"
+RIGHT = 0.5
+"""A score from which an answer counts as right where it is put to another image."""
 
 
 class TrainReward(Training):
@@ -42,6 +45,8 @@ class TrainReward(Training):
     min_gap: float = Field(0.1, gt=0)  # scored answers closer than this make no pair
     per_question: int = Field(4, ge=1)  # pairs at most from the scored answers of a question
     errors: int = Field(0, ge=0)  # deliberate errors made of each better answer
+    elsewhere: int = Field(0, ge=0)  # right answers to the same question about other images, set against each right one
+    answer_after: str | None = None  # for `elsewhere`: the final answer is what follows the last of these
     holdout: float = Field(0.1, gt=0, lt=1)  # share of the images kept for measuring
     margin: float = Field(0.0, ge=0)
     penalty: float = Field(0.01, ge=0)
@@ -83,6 +88,7 @@ class TrainReward(Training):
         train_rows = [row for row in scored if row.split == "train"]
         found += pairs_of(train_rows, self.min_gap, self.per_question, self.seed)
         wrong = errors_of(found, self.errors, self.seed)
+        wrong += elsewhere_of(train_rows, self.elsewhere, self.answer_after, self.seed)
         return found + wrong, {"evaluation split": len(scored) - len(train_rows)} if scored else {}
 
     @classmethod
@@ -153,6 +159,53 @@ def errors_of(pairs: Sequence[Pair], count: int, seed: int) -> list[Pair]:
     return found
 
 
+def elsewhere_of(scored: Sequence[Scored], count: int, answer_after: str | None, seed: int) -> list[Pair]:
+    """Pairs that the text alone cannot decide: each different right answer against up to `count` answers that are right
+    for other images of which the same was asked, and that end otherwise. With `answer_after` also against itself with
+    the conclusions of these in place of its own, which what it says before contradicts. All are worth 0 by fiat."""
+    right = {(r.question_id, normalise(text_of(r.completion))): r for r in scored if (r.score or 0.0) >= RIGHT}
+    asked: dict[str, list[Scored]] = {}
+    for row in sorted(right.values() if count else (), key=lambda r: r.id):
+        asked.setdefault(_question(row), []).append(row)
+    found: dict[str, Pair] = {}
+    for row in right.values() if count else ():
+        others = [r for r in asked[_question(row)] if r.image_id != row.image_id]
+        own = text_of(row.completion)
+        end = final_answer(own, answer_after)
+        drawn = random.Random(row_seed(seed, row.id, "elsewhere"))
+        drawn.shuffle(others)
+        ends: dict[str, str] = {}  # the texts of the answers drawn, by how they end
+        for other in others:
+            said = final_answer(text_of(other.completion), answer_after)
+            if len(ends) < count and said and end and normalise(said) != normalise(end):
+                ends.setdefault(normalise(said), text_of(other.completion))
+        for text in ends.values():
+            kept, marker, _ = own.rpartition(answer_after) if answer_after else ("", "", own)
+            mixed = f"{kept}{marker} {final_answer(text, answer_after)}" if kept.strip() else text
+            for pair in (_against(row, text), _against(row, mixed)):
+                found[pair.id] = pair
+    return list(found.values())
+
+
+def _question(row: Scored) -> str:
+    return "\n".join(f"{m.role}: {m.content}" for m in row.prompt)
+
+
+def _against(row: Scored, worse: str) -> Pair:
+    return Pair(
+        id=row_id("elsewhere", row.id, worse),
+        images=row.images,
+        prompt=row.prompt,
+        chosen=row.completion,
+        rejected=[*row.completion[:-1], Message(role="assistant", content=worse)],
+        question_id=row.question_id,
+        image_id=row.image_id,
+        kind=ELSEWHERE,
+        chosen_score=row.score or 0.0,
+        rejected_score=0.0,
+    )
+
+
 def split(pairs: Sequence[Pair], holdout: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and pairs to measure on, no image in both: the share `holdout` of the images, at least one,
     drawn by (seed, image). Raises UserError where fewer than two images have a pair."""
@@ -166,12 +219,12 @@ def split(pairs: Sequence[Pair], holdout: float, seed: int) -> tuple[list[Pair],
 
 
 def measure(rater: "Rater", held: Sequence[Pair], seed: int) -> dict[str, Any]:
-    """`held_out`: the quality on preferences and on deliberate errors, apart; `unrated`: pairs without a rating, by
-    reason."""
+    """`held_out`: the quality on preferences, on deliberate errors and on answers that are right for another image,
+    apart; `unrated`: pairs without a rating, by reason."""
     from reward.model import Ask
 
     ratings = rater.rate([Ask(p.prompt, answer, p.images) for p in held for answer in (p.chosen, p.rejected)])
-    rated: dict[str, list[Rated]] = {PREFERRED: [], PERTURBED: []}
+    rated: dict[str, list[Rated]] = {PREFERRED: [], PERTURBED: [], ELSEWHERE: []}
     unrated: Counter[str] = Counter()
     for pair, better, worse in zip(held, ratings[::2], ratings[1::2], strict=True):
         if isinstance(better, str) or isinstance(worse, str):
@@ -179,6 +232,6 @@ def measure(rater: "Rater", held: Sequence[Pair], seed: int) -> dict[str, Any]:
             unrated[reason.partition(":")[0]] += 1
             continue
         lengths = len(text_of(pair.chosen)), len(text_of(pair.rejected))
-        rated[PERTURBED if pair.kind == PERTURBED else PREFERRED].append(Rated(better, worse, *lengths, pair.image_id))
+        rated[pair.kind if pair.kind in rated else PREFERRED].append(Rated(better, worse, *lengths, pair.image_id))
     found = {name: quality(pairs, seed) for name, pairs in rated.items() if pairs}
     return {"held_out": found or {PREFERRED: quality([])}, "unrated": dict(unrated)}

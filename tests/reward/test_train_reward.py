@@ -20,7 +20,7 @@ from align.errors import UserError
 from align.metrics import normalise
 from align.records import Message, Pair, Scored, text_of
 from reward import load_reward
-from reward.train import PERTURBED, TrainReward, errors_of, pairs_of, split
+from reward.train import ELSEWHERE, PERTURBED, TrainReward, elsewhere_of, errors_of, pairs_of, split
 from reward.trainer import RewardTrainer
 from tests.align.training.corpus import images, keep, said, tiny
 from tests.align.training.test_resume import kill_after
@@ -59,10 +59,15 @@ def corpus(store: Store) -> list[Scored]:
     return rows
 
 
-@pytest.mark.parametrize("family", ["mllama", "idefics3"])
-def test_it_learns_and_what_it_wrote_loads(family: str, store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "cross"), [("mllama", "full"), ("idefics3", None)])
+def test_it_learns_and_what_it_wrote_loads(family: str, cross: Any, store: Store, tmp_path: Path) -> None:
     rows = corpus(store)
-    options = {"adapter": Preset(connector="full", rank=4), "max_steps": 24, "learning_rate": 1.5e-2, "holdout": 0.3}
+    options = {
+        "adapter": Preset(connector="full", cross_attention=cross, rank=4),
+        "max_steps": 24,
+        "learning_rate": 1.5e-2,
+        "holdout": 0.3,
+    }
     found = stage(tiny(family, tmp_path), scored=keep(store, rows, Scored), **options)
     metrics, out = run(found, store)
     assert metrics["rows"]["used"] == 3 * 4 * 4  # 3 of 5 images, 4 questions each, 4 pairs a question
@@ -84,11 +89,14 @@ def test_it_learns_and_what_it_wrote_loads(family: str, store: Store, tmp_path: 
         assert min(right) > max(wrong)
 
 
-def test_resumed_equals_uninterrupted(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llava", tmp_path)
+@pytest.mark.parametrize(("family", "preset"), [("llava", {"dropout": 0.1}), ("mllama", {"cross_attention": "full"})])
+def test_resumed_equals_uninterrupted(
+    family: str, preset: dict[str, Any], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family, tmp_path)
     source = keep(store, corpus(store), Scored)
     options = {"scored": source, "max_steps": 5, "save_steps": 2, "learning_rate": 1e-2}
-    options["adapter"] = Preset(rank=4, dropout=0.1)
+    options["adapter"] = Preset(rank=4, **preset)
     _, whole = run(stage(model, **options), store)
     expected = {
         n: load_file(whole.path / "model" / n) for n in ("adapter_model.safetensors", "reward_head.safetensors")
@@ -198,6 +206,28 @@ def test_deliberate_errors_differ_in_one_thing_and_are_worth_less() -> None:
         assert normalise(text_of(p.rejected)) != normalise(text_of(p.chosen))
         assert p.rejected[-1].role == "assistant"
     assert errors_of([pair], 0, 0) == []
+
+
+def test_answers_that_are_right_for_another_image() -> None:
+    said = {"a": "red 3. Answer: 3", "b": "red 5. Answer: 5", "c": "blue 3. Answer: 3"}
+    rows = [scored(1, image, text, 1.0) for image, text in said.items()]
+    rows += [
+        scored(1, "c", "red 9. Answer: 9", 0.4),
+        scored(2, "d", "red 7. Answer: 7", 1.0),
+    ]  # wrong; another question
+
+    def made(count: int, marker: str | None) -> set[tuple[str, str]]:
+        found = elsewhere_of(rows, count, marker, 0)
+        assert all((p.kind, p.chosen_score, p.rejected_score) == (ELSEWHERE, 1.0, 0.0) for p in found)
+        return {(p.image_id, text_of(p.rejected)) for p in found}
+
+    assert made(9, None) == {(image, text) for image in said for key, text in said.items() if key != image}
+    fives = {("a", said["b"]), ("a", "red 3. Answer: 5"), ("c", said["b"]), ("c", "blue 3. Answer: 5")}
+    one, other = ({*fives, ("b", said[key]), ("b", "red 5. Answer: 3")} for key in "ac")
+    assert made(9, "Answer:") in (one, other)  # none that ends like the right one, none of another question
+    assert len(made(1, None)) == 3
+    assert made(0, "Answer:") == set()
+    assert elsewhere_of(rows[::-1], 2, None, 0)[0].id in {p.id for p in elsewhere_of(rows, 2, None, 0)}
 
 
 def test_no_image_is_on_both_sides() -> None:
