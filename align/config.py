@@ -4,12 +4,14 @@ In: a file or command-line words. Out: a validated model, or one `UserError` tha
 with the file, the line number, the key, what is wrong and the nearest valid name.
 """
 
+import copy
 import re
 import typing
 from collections.abc import Hashable, Iterable, Mapping
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,30 +32,65 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Word(NamedTuple):
+    """A value from the command line, and what it is where text is wanted: as it was typed."""
+
+    value: Any
+    text: str
+
+
 class Source:
-    """Where a tree of values came from: names the file and the line of a key in messages."""
+    """Where a tree of values came from: names the file and the line of a key in messages.
+
+    Without lines there is no file: all was typed. Parts of a file's tree may come from the command line (`given`) or
+    from another file (`read_from`).
+    """
 
     def __init__(self, name: str, lines: Mapping[KeyPath, int] | None = None) -> None:
         self.name = name
-        self._lines = lines or {}
-        self._words: list[KeyPath] = []
+        self._lines = lines
+        self._given: dict[KeyPath, tuple[str, str | None]] = {}
+        self._parts: dict[KeyPath, Source] = {}
 
-    def overridden(self, path: KeyPath) -> None:
-        """What stands at `path` was given on the command line and has no line in the file."""
-        self._words.append(path)
+    def given(self, path: KeyPath, text: str | None, key: str = "") -> None:
+        """What stands at `path` was typed as `key=text`; no text where only a part of it was typed."""
+        self._given[path] = (key or dotted(path), text)
+
+    def passed_on(self, name: str, path: KeyPath, whole: bool) -> None:
+        """What stands at `path` is, or holds, the parameter `name`."""
+        if ("params", name) in self._given:
+            key, text = self._given[("params", name)]
+            self.given(path, text if whole else None, key)
+
+    def read_from(self, path: KeyPath, source: "Source") -> None:
+        """What stands at `path` was read from another file."""
+        self._parts[path] = source
+
+    def text(self, path: KeyPath) -> str | None:
+        """What was typed for the value at `path`."""
+        return self._given.get(path, ("", None))[1]
 
     def at(self, path: KeyPath) -> str:
         """`file:line: a.b.c`, the line of the nearest key above where the key itself is missing."""
-        if any(path[: len(word)] == word for word in self._words):
-            return f"command line: {dotted(path)}"
-        line = next((self._lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self._lines), None)
+        above = [path[:n] for n in range(len(path), 0, -1)]
+        if self._lines is not None:
+            for start in above:
+                if start in self._given:
+                    return f"command line: {self._given[start][0]}{_joined(path[len(start) :])}"
+                if start in self._parts:
+                    return self._parts[start].at(path[len(start) :])
+        line = next((self._lines[start] for start in above if start in self._lines), None) if self._lines else None
         place = f"{self.name}:{line}" if line else self.name
         return f"{place}: {dotted(path)}" if path else place
 
 
 def dotted(path: KeyPath) -> str:
     """`a.b[0].c` for a path of keys."""
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    return _joined(path).lstrip(".")
+
+
+def _joined(path: KeyPath) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
 
 
 def undotted(text: str) -> KeyPath:
@@ -92,6 +129,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Source]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from None
+    except ValueError as error:  # a date that there is not, a number beyond all bounds
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a mapping of keys to values is expected, not {type(data).__name__}")
     lines: dict[KeyPath, int] = {}
@@ -123,19 +164,31 @@ def _lines_of(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], 
 _KEY = re.compile(r"[^.\[\]=]+(\[\d+\])*")
 
 
-def parse_overrides(words: Iterable[str]) -> dict[KeyPath, Any]:
-    """`a.b[0].c=1` words as {('a', 'b', 0, 'c'): 1}; values are YAML. Raises UserError for any other word."""
-    found: dict[KeyPath, Any] = {}
+def parse_overrides(words: Iterable[str]) -> dict[KeyPath, Word]:
+    """`a.b[0].c=1` words as {('a', 'b', 0, 'c'): Word(1, "1")}. Raises UserError for any other word."""
+    found: dict[KeyPath, Word] = {}
     for word in words:
-        key, eq, value = word.partition("=")
+        key, eq, text = word.partition("=")
         parts = key.split(".")
         if not eq or not all(_KEY.fullmatch(part) for part in parts):
             raise UserError(f"{word!r}: expected key=value{', without spaces around `=`' if key == '' else ''}")
-        try:
-            found[undotted(key)] = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError:
-            found[undotted(key)] = value
+        value = _value_of(text)
+        found[undotted(key)] = Word(value, value if isinstance(value, str) else text)
     return found
+
+
+_NO_TEXT = re.compile(r"~|[-+]?(?!0\d)\.?\w[.\w]*([-+]\d+)?")
+"""What may be a number, true, false or null; a number with leading zeros, a date or a time of day is none here."""
+
+
+def _value_of(text: str) -> Any:
+    """A list, a mapping or a quoted text as in YAML; a number, true, false or null; else the text as it was typed."""
+    if not text.startswith(("[", "{", "'", '"')) and not _NO_TEXT.fullmatch(text):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
 
 
 def set_at(tree: dict[str, Any], path: KeyPath, value: Any) -> None:
@@ -178,21 +231,44 @@ def interpolate(value: Any, params: Mapping[str, Any], source: Source, path: Key
     if not isinstance(value, str):
         return value
 
+    whole = _PARAM.fullmatch(value)
+
     def known(match: re.Match[str]) -> Any:
         if match[1] not in params:
             raise UserError(f"{source.at(path)}: no parameter {match[1]!r}{did_you_mean(match[1], params)}")
+        source.passed_on(match[1], path, bool(whole))
         return params[match[1]]
 
-    whole = _PARAM.fullmatch(value)
-    return known(whole) if whole else _PARAM.sub(lambda m: str(known(m)), value)
+    def as_text(match: re.Match[str]) -> str:
+        value, typed = known(match), source.text(("params", match[1]))
+        return str(value) if typed is None else typed
+
+    return known(whole) if whole else _PARAM.sub(as_text, value)
 
 
 def build(model: type[M], data: Any, source: Source, path: KeyPath = ()) -> M:
-    """Validate `data` as `model`. Raises UserError with one line for every problem found."""
+    """Validate `data` as `model`. A number or the like from the command line is taken as typed where text is wanted.
+    Raises UserError with one line for every problem found."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
+        as_typed = _as_typed(error, data, source, path)
+        if as_typed is not None:
+            return build(model, as_typed, source, path)
         raise UserError("\n".join(problems_of(error, model, data, source, path))) from None
+
+
+def _as_typed(error: ValidationError, data: Any, source: Source, path: KeyPath) -> Any:
+    """The data with the text as it was typed wherever text was wanted and something else read; None: nowhere."""
+    changed = None
+    for problem in error.errors(include_url=False):
+        keys, value = _keys_of(problem["loc"], data), problem["input"]
+        wanted = problem["type"] == "string_type" or (problem["type"] == "literal_error" and isinstance(value, bool))
+        text = source.text((*path, *keys))
+        if wanted and keys and text is not None and value is not None and not isinstance(value, str):
+            changed = changed or copy.deepcopy(data)
+            set_at(changed, keys, text)
+    return changed
 
 
 _WANTED = {
@@ -251,6 +327,8 @@ def problems_of(
         either = " or ".join(several)
         near = get_close_matches(str(given[keys]), re.findall(r"'([^']*)'", either), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        if "text" in several and isinstance(given[keys], int | float | date):
+            hint = "; put it in quotes"
         said.setdefault(keys, f"{either} is expected, not {_shown(given[keys])}{hint}")
     return [f"{source.at((*path, *keys))}: {text}" for keys, text in said.items()]
 
@@ -274,7 +352,7 @@ def _shown(value: Any) -> str:
         return "an empty value"
     if isinstance(value, dict | list | tuple):
         return "a mapping" if isinstance(value, dict) else f"a list of {len(value)}"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool | date) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -114,10 +114,12 @@ def describe_command(model: str, words: tuple[str, ...], as_json: bool, root: Pa
     a run such as demo/sft. KEY=VALUE as under `adapter:`, such as tower=lora rank=8.
     """
     from align.adapter import Preset, describe
-    from align.config import Source, build, dotted, parse_overrides
+    from align.config import Source, build, parse_overrides, set_at
     from pipelines.show import model_at
 
-    given = {dotted(path): value for path, value in parse_overrides(words).items()}
+    given: dict[str, Any] = {}
+    for path, word in parse_overrides(words).items():
+        set_at(given, path, word.value)
     preset = build(Preset, given, Source("vlm-align describe")) if given else None
     found = describe(model_at(model, root), preset)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from align.config import Source, build, parse_overrides
+from align.config import Source, build, parse_overrides, set_at
 from align.errors import UserError
 
 
@@ -38,15 +38,19 @@ def merge_words(models: list[str], words: tuple[str, ...], root: Path) -> None:
     from align.artifact import write_json
     from align.export import REPORT, Merge, save_merged, summary
 
-    given = {".".join(map(str, path)): value for path, value in parse_overrides(words).items()}
-    target = given.pop("out", None)
-    if not target:
+    typed, source = parse_overrides(words), Source("vlm-align merge")
+    target = typed.pop(("out",), None)
+    if target is None or not target.text:
         raise UserError("out=FOLDER is required: where the merged model is to be written")
-    out = Path(str(target)).expanduser()
+    given: dict[str, Any] = {}
+    for key, word in typed.items():
+        set_at(given, key, word.value)
+        source.given(key, word.text)
+    out = Path(target.text).expanduser()
     if out.exists():
         raise UserError(f"{out}: is there already; nothing was overwritten")
     found = [str(model_folder(name, root)) for name in models]
-    stage = build(Merge, {"models": found, **given}, Source("vlm-align merge"))
+    stage = build(Merge, {"models": found, **given}, source)
     stage.check()
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

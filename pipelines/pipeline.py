@@ -132,16 +132,17 @@ def load_pipeline(path: Path, words: tuple[str, ...] = (), incomplete: bool = Fa
 def _override(
     data: dict[str, Any], stages: dict[str, Any], params: dict[str, Any], words: tuple[str, ...], source: Source
 ) -> None:
-    for path, value in parse_overrides(words).items():
+    for path, word in parse_overrides(words).items():
         if len(path) == 1 and path[0] in params:
-            params[str(path[0])] = value
-            source.overridden(("params", *path))
+            params[str(path[0])] = word.value
+            source.given(("params", *path), word.text, str(path[0]))
         elif len(path) == 1 and path[0] in ("seed", "name"):
-            data[str(path[0])] = value
-            source.overridden(path)
+            whole = path[0] == "seed" and word.text.isdecimal()
+            data[str(path[0])] = int(word.text) if whole else word.text
+            source.given(path, word.text)
         elif len(path) > 1 and path[0] in stages:
-            set_at(stages, path, value)
-            source.overridden(("stages", *path))
+            set_at(stages, path, word.value)
+            source.given(("stages", *path), word.text, dotted(path))
         else:
             known = [*params, "seed", "name", *stages]
             what = "nothing of that name to set"
@@ -181,17 +182,15 @@ def single(kind: str, words: tuple[str, ...]) -> Pipeline:
     """A pipeline of one stage from the command line: the same keys as in YAML, in a file of them, as words, or both;
     references are artifact folders."""
     config: dict[str, Any] = {}
-    source, from_file = Source(f"vlm-align {kind}"), False
+    source = Source(f"vlm-align {kind}")
     if words and "=" not in words[0] and words[0].endswith((".yaml", ".yml")):
         config, source = read_yaml(shipped(words[0]))
         words = words[1:]
         if config.pop("stage", kind) != kind:
             raise UserError(f"{source.at(('stage',))}: these are the keys of another stage, not of {kind}")
-        from_file = True
-    for path, value in parse_overrides(words).items():
-        set_at(config, path, value)
-        if from_file:
-            source.overridden(path)
+    for path, word in parse_overrides(words).items():
+        set_at(config, path, word.value)
+        source.given(path, word.text)
     return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source)
 
 

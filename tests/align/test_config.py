@@ -80,7 +80,8 @@ def test_unreadable_files_are_user_errors(tmp_path: Path) -> None:
 
 def test_overrides_are_yaml_values_at_dotted_keys() -> None:
     found = parse_overrides(["a.b=0.5", "c=[x, y]", "d=", "e=a=b", "f=true"])
-    assert found == {("a", "b"): 0.5, ("c",): ["x", "y"], ("d",): "", ("e",): "a=b", ("f",): True}
+    values = {path: word.value for path, word in found.items()}
+    assert values == {("a", "b"): 0.5, ("c",): ["x", "y"], ("d",): "", ("e",): "a=b", ("f",): True}
     tree = {"a": {"z": 1}}
     set_at(tree, ("a", "b", "c"), 2)
     assert tree == {"a": {"z": 1, "b": {"c": 2}}}
@@ -88,6 +89,64 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         set_at(tree, ("a", "z", "q"), 2)
     with pytest.raises(UserError, match="expected key=value"):
         parse_overrides(["word"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/a #b", "Answer: briefly", "Answer:", "12:30:00", "0123", "-007", "2024-01-02", "2024-13-45", "a & b",
+        "&a b", "*", "!x", "| x", "- a", "? a", " a ", "# a", "1 # one", "[a", "{{question}}", "a: b: c", "%x", "@x",
+        "1" * 5000, "[" * 5000, "---", "...", "=", "two\nlines",
+    ],
+)  # fmt: skip
+def test_a_text_on_the_command_line_stays_what_was_typed(text: str) -> None:
+    assert parse_overrides([f"k={text}"])[("k",)] == (text, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0), ("-3", -3), ("2.0e-4", 2e-4), (".5", 0.5), ("1_000", 1000), ("true", True), ("off", False),
+        ("~", None), ("null", None), ("{a: 1}", {"a": 1}), ("'a b'", "a b"), ('"1"', "1"), ("[1, [2]]", [1, [2]]),
+    ],
+)  # fmt: skip
+def test_a_value_on_the_command_line_is_one_of_yaml(text: str, value: object) -> None:
+    found = parse_overrides([f"k={text}"])[("k",)]
+    assert (found.value, type(found.value)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["2024", "1.10", "1_0", "yes", "0x1F", "{a}", "[a]", "0123"])
+def test_where_text_is_wanted_the_typed_text_is_taken(text: str, tmp_path: Path) -> None:
+    data, source = read_yaml(
+        write(tmp_path / "z.yaml", "name: ${n}\npets: [{animal: dog, tricks: ['${n}', 'a ${n}']}]\n")
+    )
+    word = parse_overrides([f"n={text}"])[("n",)]
+    source.given(("params", "n"), word.text, "n")
+    zoo = build(Zoo, interpolate(data, {"n": word.value}, source), source)
+    assert zoo == Zoo(name=text, pets=[Dog(animal="dog", tricks=[text, f"a {text}"])])
+
+
+def test_a_value_from_the_command_line_is_named_by_what_was_typed(tmp_path: Path) -> None:
+    data, source = read_yaml(write(tmp_path / "z.yaml", "name: x\nvisitors: ${n}\npets: []\n"))
+    word = parse_overrides(["n=12:30"])[("n",)]
+    source.given(("params", "n"), word.text, "n")
+    with pytest.raises(UserError, match=r"^command line: n: a whole number is expected, not '12:30'$"):
+        build(Zoo, interpolate(data, {"n": word.value}, source), source)
+    assert source.at(("visitors", "a", 0)) == "command line: n.a[0]"
+    assert source.at(("name",)) == f"{tmp_path}/z.yaml:1: name"
+
+
+@pytest.mark.parametrize("text", ["2024", "2024-01-02", "0123", "yes"])
+def test_a_text_of_a_file_that_yaml_reads_as_something_else_wants_quotes(text: str, tmp_path: Path) -> None:
+    data, source = read_yaml(write(tmp_path / "z.yaml", f"name: {text}\n"))
+    with pytest.raises(UserError, match=r"z\.yaml:1: name: text is expected, not .*; put it in quotes$"):
+        build(Zoo, data, source)
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "1" * 5000, "[" * 5000])
+def test_yaml_that_python_cannot_hold_is_one_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^\S*z\.yaml(:\d+)?: not valid YAML: .*"):
+        read_yaml(write(tmp_path / "z.yaml", f"name: {text}\n"))
 
 
 def test_parameters_keep_their_type_and_unknown_ones_are_named() -> None:

@@ -47,7 +47,7 @@ class TestCommands:
             (["rum", "p.yaml"], "error: 'rum' is no command; did you mean 'run'?"),
             (["run", "none.yaml"], "error: none.yaml: no such file, and no shipped pipeline of that name"),
             (["run", "p.yaml", "count"], "error: 'count': expected key=value"),
-            (["run", "p.yaml", "count=x"], "error: p.yaml:5: stages.numbers.n: a whole number is expected, not 'x'"),
+            (["run", "p.yaml", "count=x"], "error: command line: count: a whole number is expected, not 'x'"),
             (["numbers", "m=3"], "error: vlm-align numbers: m: unknown key; known: file, n, seed"),
             (
                 ["scale", "input=nowhere"],
