@@ -27,7 +27,8 @@ class Fake(ThreadingHTTPServer):
         self.now = self.most = 0
         self.delay = 0.0  # seconds before an answer
         self.word = ""  # how every question is answered, whatever its last word
-        self.one_sample = ""  # what becomes of a request for several: "refused", or one is given
+        self.one_sample = ""  # what becomes of a request for several: "refused", "denied" wordless, or one is given
+        self.refuses: dict[str, str] = {}  # a part of a request -> the words it is refused with, 400
         self.dies_after = 10**9  # requests before nothing listens any more
         self.lock = Lock()
 
@@ -91,8 +92,14 @@ class Handler(BaseHTTPRequestHandler):
         name, _, argument = word.partition(":")
         if self.server.one_sample:
             good["choices"] = good["choices"][:1]
-        if payload["n"] > 1 and self.server.one_sample == "refused":
-            self.send(400, {"error": {"message": "n > 1 is not supported"}})
+        refused = next((words for part, words in self.server.refuses.items() if part in payload), "")
+        if refused:
+            self.send(400, {"error": {"message": refused}})
+        elif payload["n"] > 1 and self.server.one_sample in ("refused", "denied"):
+            words = "n > 1 is not supported" if self.server.one_sample == "refused" else "bad request"
+            self.send(400, {"error": {"message": words}})
+        elif name == "big" and payload["n"] > 1:
+            self.send(400, {"error": {"message": "n * max_tokens exceeds the limit"}})
         elif name == "status" and attempt == 1:
             self.send(int(argument), {"error": {"message": "come back"}}, {"Retry-After": "0.3"})
         elif name == "always":

@@ -8,10 +8,9 @@ trusted in nothing: a reply that is not what was asked for is that request's err
 import asyncio
 import json
 import os
-import re
 import socket
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from align.engine import EngineDied, Reply, Request, Server, VLLMServer
 from align.engines.images import data_url
+from align.engines.parts import Part, Parts
 from align.engines.served import Served, serve
 from align.errors import UserError
 from align.images import BadImage
@@ -28,14 +28,14 @@ from align.records import Message, Sampling
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
+Ask = Callable[[Request, asyncio.Semaphore], Coroutine[Any, Any, Reply]]
+
 PASSING = (408, 409, 425, 429)
 """Besides the 5xx: statuses about the moment, not about the request."""
 KEPT_IMAGES = 32
 """Encoded images kept for the questions that follow."""
 BAD_IMAGE = "image: "
 """How the error of a request begins that was never sent."""
-NO_SAMPLES = re.compile(r"(400|422|501): |the server sent \d+ choices")
-"""How the error of a request for several samples begins where the server may know of one alone."""
 NO_KEY = "none"
 """The client wants a key; the one in OPENAI_API_KEY is not for just any server."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -118,7 +118,7 @@ class ServerEngine:
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._answered = False
         self._failures = 0  # requests in a row that failed for a passing reason
-        self._one_by_one = False  # the server draws one sample a request
+        self._parts = Parts()
         self._probing = asyncio.Lock()
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
@@ -131,13 +131,30 @@ class ServerEngine:
         return self._runner.run(self._all(requests))
 
     async def _all(self, requests: Sequence[Request]) -> list[Reply]:
-        replies = await self._round(requests)
+        """The replies. What was refused with several samples is asked for one by one, when it is known whether the
+        server answered others with several."""
+        if "n" in self._parts.lacks():
+            return await self._patiently(requests, self._singly)
+        replies = await self._patiently(requests, self._one)
+        alone = [i for i, reply in enumerate(replies) if self._parts.refused_n(requests[i], reply.error)]
+        if alone:
+            again = await self._patiently([requests[i] for i in alone], self._singly)
+            answered = [requests[i] for i, reply in zip(alone, again, strict=True) if not reply.error]
+            if len(answered) > 1:
+                self._parts.answered(answered[0], self._parts.lacks() | {"n"})
+            for i, reply in zip(alone, again, strict=True):
+                replies[i] = reply
+        return replies
+
+    async def _patiently(self, requests: Sequence[Request], ask: Ask) -> list[Reply]:
+        """The replies, what failed for a passing reason asked again."""
+        replies = await self._round(requests, ask)
         failed = [i for i, reply in enumerate(replies) if isinstance(reply, Passing)]
         if failed:
             await self._check_answers(
                 f"{len(failed)} of {len(requests)} requests were not answered", replies[failed[-1]]
             )
-            again = await self._round([requests[i] for i in failed])
+            again = await self._round([requests[i] for i in failed], ask)
             last = next((reply for reply in again if isinstance(reply, Passing)), None)
             if last is not None:
                 await self._check_answers("requests were not answered twice", last)
@@ -145,28 +162,23 @@ class ServerEngine:
                 replies[i] = Reply(**vars(reply))
         return replies
 
-    async def _round(self, requests: Sequence[Request]) -> list[Reply]:
+    async def _round(self, requests: Sequence[Request], ask: Ask) -> list[Reply]:
         gate = asyncio.Semaphore(self._config.concurrency)
         tasks: dict[int, asyncio.Task[Reply]] = {}
         try:
             async with asyncio.TaskGroup() as group:
                 for i in sorted(range(len(requests)), key=lambda i: requests[i].images):
-                    tasks[i] = group.create_task(self._samples(requests[i], gate))
+                    tasks[i] = group.create_task(ask(requests[i], gate))
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return [tasks[i].result() for i in range(len(requests))]
 
-    async def _samples(self, request: Request, gate: asyncio.Semaphore) -> Reply:
-        """The answers to a request, one by one where the server draws no more than one: sample i with seed + i."""
-        if request.n == 1 or not self._one_by_one:
-            reply = await self._one(request, gate)
-            if request.n == 1 or not NO_SAMPLES.match(reply.error):
-                return reply
+    async def _singly(self, request: Request, gate: asyncio.Semaphore) -> Reply:
+        """The answers to a request one by one: sample i with seed + i."""
         singles = [replace(request, n=1, seed=request.seed + i) for i in range(request.n)]
         first = await self._one(singles[0], gate)
-        if first.error:
+        if first.error or request.n == 1:
             return first
-        self._one_by_one = True
         found = [first, *await asyncio.gather(*(self._one(single, gate) for single in singles[1:]))]
         failed = [one for one in found if one.error]
         if failed:
@@ -179,33 +191,43 @@ class ServerEngine:
         )
 
     async def _one(self, request: Request, gate: asyncio.Semaphore) -> Reply:
+        """The reply to a request, asked again without a part that the server refuses it for by name."""
+        async with gate:
+            without = self._parts.lacks()
+            reply = await self._sent(request, without)
+            while (part := self._parts.refused(request, without, reply.error)) is not None:
+                without.add(part)
+                reply = await self._sent(request, without)
+        if not reply.error:
+            self._parts.answered(request, without)
+            self._answered = True
+        return reply
+
+    async def _sent(self, request: Request, without: set[Part]) -> Reply:
         import openai
 
-        async with gate:
-            try:
-                payload = self._payload(request)
-            except BadImage as error:
-                return Reply(request.id, error=f"{BAD_IMAGE}{error}")
-            try:
-                raw = await self._client.chat.completions.with_raw_response.create(**payload)
-                body = raw.http_response.text
-            except openai.APITimeoutError:
-                return await self._passing(request, f"no answer within {self._config.timeout_s:g} s")
-            except openai.APIConnectionError as error:
-                await self._check_alive()
-                return await self._passing(request, f"connection: {_line(error.__cause__ or error)}")
-            except openai.APIStatusError as error:
-                self._check_refusal(error)
-                if error.status_code in PASSING or error.status_code >= 500:
-                    return await self._passing(request, _status_line(error))
-                self._failures = 0
-                return Reply(request.id, error=_status_line(error))
-            except (openai.OpenAIError, UnicodeError, ValueError) as error:
-                return Reply(request.id, error=f"{type(error).__name__}: {_line(error)}")
+        try:
+            payload = self._payload(request, without)
+        except BadImage as error:
+            return Reply(request.id, error=f"{BAD_IMAGE}{error}")
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(**payload)
+            body = raw.http_response.text
+        except openai.APITimeoutError:
+            return await self._passing(request, f"no answer within {self._config.timeout_s:g} s")
+        except openai.APIConnectionError as error:
+            await self._check_alive()
+            return await self._passing(request, f"connection: {_line(error.__cause__ or error)}")
+        except openai.APIStatusError as error:
+            self._check_refusal(error)
+            if error.status_code in PASSING or error.status_code >= 500:
+                return await self._passing(request, _status_line(error))
+            self._failures = 0
+            return Reply(request.id, error=_status_line(error))
+        except (openai.OpenAIError, UnicodeError, ValueError) as error:
+            return Reply(request.id, error=f"{type(error).__name__}: {_line(error)}")
         self._failures = 0
-        reply = read_reply(request, body)
-        self._answered = self._answered or not reply.error
-        return reply
+        return read_reply(request, body)
 
     async def _passing(self, request: Request, error: str) -> Reply:
         """The reply for a failure that may say nothing about the request. Raises EngineDied at one too many in a row
@@ -224,7 +246,7 @@ class ServerEngine:
 
         plain = Request("probe", [Message(role="user", content="Say yes.")], sampling=Sampling(max_tokens=1))
         try:
-            await self._client.chat.completions.with_raw_response.create(**self._payload(plain))
+            await self._client.chat.completions.with_raw_response.create(**self._payload(plain, self._parts.lacks()))
         except openai.APIStatusError as error:
             self._check_refusal(error)
             if error.status_code not in PASSING and error.status_code < 500:
@@ -239,14 +261,15 @@ class ServerEngine:
             f"the server at {self._client.base_url} does not answer any more: {why}, the last: {last.error}"
         )
 
-    def _payload(self, request: Request) -> dict[str, Any]:
+    def _payload(self, request: Request, without: set[Part]) -> dict[str, Any]:
         sampling = request.sampling
+        limit = "max_completion_tokens" if "max_tokens" in without else "max_tokens"
         payload: dict[str, Any] = {
             "model": self._model,
             "messages": [],
             "n": request.n,
             "seed": request.seed,
-            "max_tokens": sampling.max_tokens,
+            limit: sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
@@ -258,7 +281,7 @@ class ServerEngine:
                 content.append({"type": "text", "text": message.content})
                 urls = []
             payload["messages"].append({"role": message.role, "content": content})
-        if request.json_schema is not None:
+        if request.json_schema is not None and "json_schema" not in without:
             schema = {"name": "answer", "schema": request.json_schema}
             payload["response_format"] = {"type": "json_schema", "json_schema": schema}
         if request.top_logprobs:

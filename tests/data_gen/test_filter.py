@@ -109,6 +109,7 @@ def test_what_is_answered_without_the_image_is_dropped(tmp_path: Path) -> None:
     assert not any(asked.images for asked in server.asked)
     assert not any("Is the sky blue" in asked.text for asked in server.asked)  # yes and no are too easily guessed
     assert {asked.body["n"] for asked in server.asked} == {3}
+    out.remove_discarded(out.path)
     assert not (out.path / "steps").exists()
     with chat_server(guess) as server:
         everything = new_out(tmp_path, "filter-2")

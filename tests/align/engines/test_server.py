@@ -199,18 +199,74 @@ def test_a_failure_that_passes_is_mended_by_asking_again(fake: Fake) -> None:
     assert [r.error for r in replies] == ["", ""]
 
 
-@pytest.mark.parametrize("way", ["refused", "given one"])
+@pytest.mark.parametrize("way", ["refused", "denied", "given one"])
 def test_a_server_that_draws_one_sample_is_asked_one_by_one(fake: Fake, way: str) -> None:
+    several = [ask(f"{i} word{i}", n=3, seed=10 * i) for i in range(3)]
+    fake.one_sample = way
     with open_engine(config(fake)) as engine:
-        several = engine.generate([ask(f"{i} word{i}", n=3, seed=10 * i) for i in range(3)])
-        fake.one_sample = way
-        singly = engine.generate([ask(f"{i} word{i}", n=3, seed=10 * i) for i in range(3)])
+        singly = engine.generate(several)
+        asked = len(fake.payloads)
+        again = engine.generate(several)
         (bad,) = engine.generate([ask("always:400", n=3)])
-    assert [r.texts for r in several] == [[f"word{i} {k} seed {10 * i}" for k in range(3)] for i in range(3)]
     assert [r.texts for r in singly] == [[f"word{i} 0 seed {10 * i + k}" for k in range(3)] for i in range(3)]
     assert [r.finish for r in singly] == [["stop"] * 3] * 3
+    assert [r.texts for r in again] == [r.texts for r in singly]
+    assert asked == 12
+    assert {p["n"] for p in fake.payloads[asked:]} == {1}  # known by now
     assert bad.error.startswith("400")
     assert not bad.texts
+
+
+def test_one_odd_request_changes_nothing_for_the_others(fake: Fake) -> None:
+    """One whose samples fit one by one alone, one that the server never takes: first, when little is known."""
+    with open_engine(config(fake, concurrency=1)) as engine:
+        (alone,) = engine.generate([ask("big", n=3)])
+        replies = engine.generate([ask("big", n=3), ask("always:400", n=3), *(ask(f"q{i}", n=3) for i in range(5))])
+        assert fake.attempts["always:400"] == 1
+        counted = len(fake.payloads)
+        later = engine.generate([ask(f"z{i}", n=3) for i in range(5)])
+    assert alone.texts == [f"big 0 seed {k}" for k in range(3)]
+    assert [len(r.texts) for r in replies] == [3, 0, 3, 3, 3, 3, 3]
+    assert [len(r.texts) for r in later] == [3] * 5
+    assert {p["n"] for p in fake.payloads[counted:]} == {3}
+    assert len(fake.payloads) == counted + 5
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("response_format", "This model does not support response format `json_schema`"),
+        ("response_format", "Invalid schema for 'answer': schema must be of 'type: \"object\"'"),
+        ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+        (
+            "max_tokens",
+            '[{"type":"extra_forbidden","loc":["body","max_tokens"],"msg":"Extra inputs are not permitted"}]',
+        ),
+    ],
+)
+def test_a_part_that_the_server_does_not_know_is_left_out(fake: Fake, part: str, words: str) -> None:
+    requests = [ask(f"q{i}", n=2, json_schema={"type": "array"}) for i in range(3)]
+    fake.refuses = {part: words}
+    with open_engine(config(fake, concurrency=1)) as engine:
+        first, second = engine.generate(requests), engine.generate(requests)
+    assert [r.texts for r in first + second] == [[f"q{i} 0 seed 0", f"q{i} 1 seed 0"] for i in range(3)] * 2
+    assert [part in p for p in fake.payloads] == [True] + [False] * 6
+    limits = [p.get("max_completion_tokens", p.get("max_tokens")) for p in fake.payloads]
+    assert limits == [256] * 7
+
+
+def test_parts_are_left_out_together_and_never_for_other_reasons(fake: Fake) -> None:
+    long = "This model's maximum context length is 256 tokens, yet max_tokens is 200 and the prompt has 90; shorten it"
+    fake.refuses = {"response_format": "no guided decoding", "max_tokens": "unknown field max_tokens"}
+    with open_engine(config(fake)) as engine:
+        (reply,) = engine.generate([ask("q", json_schema={"type": "array"})])
+    assert reply.texts == ["q 0 seed 0"]
+    asked = len(fake.payloads)
+    fake.refuses = {"max_tokens": long}
+    with open_engine(config(fake)) as engine:
+        (refused,) = engine.generate([ask("q", json_schema={"type": "array"})])
+    assert "maximum context length" in refused.error
+    assert len(fake.payloads) == asked + 1
 
 
 def test_a_refused_request_is_no_outage(fake: Fake) -> None:
