@@ -5,7 +5,6 @@ the metrics: rows, steps, curve, speed, and the proof that the language model is
 """
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +79,7 @@ def train(stage: Training, rows: list[Row], task: Task, out: Out) -> Metrics:
     folder = out.folder("model")
     save_adapter(model, folder)
     save_processor(processor, folder)
-    shutil.rmtree(out.folder("checkpoints"))
-    shutil.rmtree(out.folder("pictures"))
+    out.discard("checkpoints", "pictures")
     return {
         "rows": {"in": len(rows), "used": len(examples), "set_aside": dict(out.reasons), "resized": resized},
         "longest_tokens": max(len(sequence) for example in examples for sequence in example.sequences),

@@ -8,7 +8,6 @@ is gone cannot write there and ends.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +48,8 @@ def build_all(
     folders: dict[str, Path], seed: int, effort: float, moved: Callable[[float], None]
 ) -> dict[str, dict[str, float]]:
     """Build the models side by side; `moved` hears the share done, 0 to 1. Raises RuntimeError where one fails; the
-    other one is stopped and continues from its checkpoint the next time."""
+    other one is stopped and continues from its checkpoint the next time. `checkpoints` stays in each model's folder: as
+    long as the result is not visible, a model that is finished is not trained again."""
     shares = dict.fromkeys(folders, 0.0)
     metrics: dict[str, dict[str, float]] = {}
     failed: list[str] = []
@@ -87,8 +87,6 @@ def build_all(
             listener.join()
     if failed:
         raise RuntimeError(failed[0])
-    for folder in folders.values():  # not before all are built: a model that is finished is not trained again
-        shutil.rmtree(folder / "checkpoints")
     return metrics
 
 

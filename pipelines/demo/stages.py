@@ -48,6 +48,7 @@ class BuildModels(Stage):
         from pipelines.demo.build import MODELS, build_all
 
         folders = {name: out.folder(name) for name in MODELS}
+        out.discard(*(f"{name}/checkpoints" for name in MODELS))
         with progress(1000, "building the models, permille") as bar:
             return dict(build_all(folders, self.seed, self.effort, lambda done: _to(bar, int(1000 * done))))
 

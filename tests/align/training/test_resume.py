@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Trainer
 
 import align
-from align.artifact import Store, begin
+from align.artifact import Store, begin, commit
 from align.dpo import DPO
 from align.records import QA, Pair
 from align.sft import SFT
@@ -92,7 +92,6 @@ def test_killed_training_continues_to_the_same_weights(kind: str, tmp_path: Path
     assert metrics[0]["training"]["path"] == "tree"
     assert metrics[0]["curve"] == metrics[1]["curve"]
     assert [point["step"] for point in metrics[0]["curve"]] == list(range(1, STEPS + 1))
-    assert not (folder / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
@@ -131,6 +130,32 @@ def test_features_found_in_the_cache_change_no_weight(
     monkeypatch.setattr(Trainer, "training_step", step)
     for key in ("stopped", "again"):
         assert all(tensor.equal(expected[n]) for n, tensor in run(key).items()), key
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_a_kill_between_the_last_step_and_the_visible_result(name: str, tmp_path: Path) -> None:
+    """What a training continues from lies there whole until the result is visible, and then goes."""
+    store = Store(tmp_path / "store")
+    paths = images(store, 2)
+    rows, row_type, kind = (questions(paths, 4), QA, SFT) if name == "sft" else (pairs(paths, 4), Pair, DPO)
+    stage = kind.model_validate(
+        {"input": keep(store, list(rows), row_type), "model": str(tiny("llava", tmp_path)), "batch_size": 2,
+         "max_steps": 2, "learning_rate": 1e-2, "save_steps": 1, "adapter": {"rank": 4}}
+    )  # fmt: skip
+    with begin(store, name, "k") as out:
+        first = stage.run(out)
+    weights = load_file(out.path / "model" / "adapter_model.safetensors")
+    assert last_checkpoint(out.path / "checkpoints") == out.path / "checkpoints" / "checkpoint-2"
+    assert (out.path / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+    with begin(store, name, "k") as out:
+        again = stage.run(out)
+        (out.folder("pictures") / "made.png").touch()
+        artifact = commit(out, {}, again)
+    found = load_file(artifact.path / "model" / "adapter_model.safetensors")
+    assert all(tensor.equal(weights[n]) for n, tensor in found.items())
+    assert again["curve"] == first["curve"]
+    assert not (artifact.path / "checkpoints").exists()
+    assert not (artifact.path / "pictures").exists()
 
 
 def test_only_whole_checkpoints_count(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.artifact import Out, Store
+from align.artifact import Out, Store, begin, commit
 from pipelines.demo.build import build_all
 from pipelines.demo.stages import BuildModels, DrawCharts
 
@@ -25,14 +25,17 @@ def test_the_charts_lie_in_the_ports_that_the_stage_names(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_both_models_are_built_and_no_checkpoints_stay(tmp_path: Path) -> None:
-    out = Out(tmp_path, Store(tmp_path / "store"))
-    metrics = BuildModels(effort=0.001).run(out)
+    with begin(Store(tmp_path / "store"), "build-models", "k") as out:
+        metrics = BuildModels(effort=0.001).run(out)
+        for model in ("teacher", "student"):  # a kill here trains nothing again
+            assert list((out.path / model / "checkpoints").glob("*.pt"))
+        made = commit(out, {}, metrics).path
     assert set(metrics) == {"teacher", "student"}
     for model in ("teacher", "student"):
-        config = json.loads((tmp_path / model / "config.json").read_text())
+        config = json.loads((made / model / "config.json").read_text())
         assert config["model_type"] == {"teacher": "idefics3", "student": "mllama"}[model]
-        assert (tmp_path / model / "model.safetensors").is_file()
-        assert not (tmp_path / model / "checkpoints").exists()
+        assert (made / model / "model.safetensors").is_file()
+        assert not (made / model / "checkpoints").exists()
 
 
 def test_a_build_that_fails_says_which_and_stops_the_other(tmp_path: Path) -> None:
