@@ -54,6 +54,7 @@ class Source:
 
     def given(self, path: KeyPath, text: str | None, key: str = "") -> None:
         """What stands at `path` was typed as `key=text`; no text where only a part of it was typed."""
+        self._parts = {at: part for at, part in self._parts.items() if at[: len(path)] != path}
         self._given[path] = (key or dotted(path), text)
 
     def passed_on(self, name: str, path: KeyPath, whole: bool) -> None:
@@ -64,6 +65,7 @@ class Source:
 
     def read_from(self, path: KeyPath, source: "Source") -> None:
         """What stands at `path` was read from another file."""
+        self._given.pop(path, None)
         self._parts[path] = source
 
     def text(self, path: KeyPath) -> str | None:
@@ -73,12 +75,11 @@ class Source:
     def at(self, path: KeyPath) -> str:
         """`file:line: a.b.c`, the line of the nearest key above where the key itself is missing."""
         above = [path[:n] for n in range(len(path), 0, -1)]
-        if self._lines is not None:
-            for start in above:
-                if start in self._given:
-                    return f"command line: {self._given[start][0]}{_joined(path[len(start) :])}"
-                if start in self._parts:
-                    return self._parts[start].at(path[len(start) :])
+        start = next((start for start in above if start in self._given or start in self._parts), ())
+        if start in self._parts:
+            return self._parts[start].at(path[len(start) :])
+        if start and self._lines is not None:
+            return f"command line: {self._given[start][0]}{_joined(path[len(start) :])}"
         line = next((self._lines[start] for start in above if start in self._lines), None) if self._lines else None
         place = f"{self.name}:{line}" if line else self.name
         return f"{place}: {dotted(path)}" if path else place

@@ -24,7 +24,6 @@ from align.config import (
     parameters_in,
     parse_overrides,
     read_yaml,
-    set_at,
     shipped,
     undotted,
 )
@@ -32,6 +31,7 @@ from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, RepoType, pin
 from align.stage import Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
+from pipelines.overrides import override, set_key
 from pipelines.rounds import Entry, unrolled
 
 TOP_KEYS = ("name", "seed", "params", "stages")
@@ -96,7 +96,7 @@ def load_pipeline(path: Path, words: tuple[str, ...] = (), incomplete: bool = Fa
         raise UserError(f"{source.at(('stages',))}: a mapping of stage names to stages is required")
     if not isinstance(params, dict):
         raise UserError(f"{source.at(('params',))}: a mapping of names to values is expected")
-    _override(data, stages, params, words, source)
+    override(data, stages, params, words, source)
     name, seed = str(data.get("name") or path.stem), data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEED:
         raise UserError(f"{source.at(('seed',))}: a whole number from 0 on is expected, not {seed!r}")
@@ -127,29 +127,6 @@ def load_pipeline(path: Path, words: tuple[str, ...] = (), incomplete: bool = Fa
     if not problems:  # else a stage that others refer to is not there
         check_references(pipeline)
     return pipeline
-
-
-def _override(
-    data: dict[str, Any], stages: dict[str, Any], params: dict[str, Any], words: tuple[str, ...], source: Source
-) -> None:
-    for path, word in parse_overrides(words).items():
-        if len(path) == 1 and path[0] in params:
-            params[str(path[0])] = word.value
-            source.given(("params", *path), word.text, str(path[0]))
-        elif len(path) == 1 and path[0] in ("seed", "name"):
-            whole = path[0] == "seed" and word.text.isdecimal()
-            data[str(path[0])] = int(word.text) if whole else word.text
-            source.given(path, word.text)
-        elif len(path) > 1 and path[0] in stages:
-            set_at(stages, path, word.value)
-            source.given(("stages", *path), word.text, dotted(path))
-        else:
-            known = [*params, "seed", "name", *stages]
-            what = "nothing of that name to set"
-            if path[0] in stages:
-                what = f"a stage's key is set as {path[0]}.<key>="
-                known = []
-            raise UserError(f"{dotted(path)}=: {what}{did_you_mean(str(path[0]), known)}")
 
 
 def _step(entry: Entry, params: dict[str, Any], seed: int, source: Source) -> Step:
@@ -189,8 +166,7 @@ def single(kind: str, words: tuple[str, ...]) -> Pipeline:
         if config.pop("stage", kind) != kind:
             raise UserError(f"{source.at(('stage',))}: these are the keys of another stage, not of {kind}")
     for path, word in parse_overrides(words).items():
-        set_at(config, path, word.value)
-        source.given(path, word.text)
+        set_key(config, path, word, source)
     return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source)
 
 

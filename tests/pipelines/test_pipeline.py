@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,3 +230,67 @@ class TestKeys:
     def test_a_single_command_has_the_key_of_the_same_stage_in_a_pipeline(self) -> None:
         (step,) = plan(single("numbers", ("n=10",)), Store(Path("store")))
         assert step.key == keys(GOOD)["numbers"]
+
+
+REWARD = """
+stages:
+  scored: {stage: score, input: ., reward: mine.yaml}
+"""
+MINE = "reward: combine\nrewards:\n  form: {reward: rules, rules: [{rule: exact}]}\n  other: other.yaml\n"
+OTHER = "reward: rules\nanswer_after: 'A:'\nrules: [{rule: anls}]\n"
+
+
+@pytest.mark.usefixtures("toys")
+class TestRewardFiles:
+    """A key of a reward that stands in a file of its own is set like any other."""
+
+    def given(self, *words: str) -> dict[str, Any]:
+        write(OTHER, "other.yaml")
+        write(MINE, "mine.yaml")
+        (step,) = load_pipeline(write(REWARD), words).steps
+        found: dict[str, Any] = step.stage.model_dump()["reward"]
+        return found
+
+    def test_what_the_file_says_already_changes_nothing(self) -> None:
+        assert self.given("scored.reward.rewards.other.answer_after=A:") == self.given()
+        assert self.given("scored.reward.how=minimum")["how"] == "minimum"
+        changed = self.given(
+            "scored.reward.rewards.other.rules[0].weight=3", "scored.reward.rewards.form.answer_after=B"
+        )
+        assert changed["rewards"]["other"] == {**self.given()["rewards"]["other"], "rules": [self.weighed()]}
+        assert changed["rewards"]["form"]["answer_after"] == "B"
+
+    def weighed(self) -> dict[str, Any]:
+        (rule,) = self.given()["rewards"]["other"]["rules"]
+        return {**rule, "weight": 3.0}
+
+    @pytest.mark.parametrize(
+        ("word", "other", "message"),
+        [
+            ("how=mi", OTHER, r"^command line: scored\.reward\.how: 'sum' or 'minimum' is expected"),
+            ("rewards.other.x=1", OTHER, r"^command line: scored\.reward\.rewards\.other\.x: unknown key"),
+            ("rewards.other.answer_after=B", f"{OTHER}x: 1\n", r"^other\.yaml:4: x: unknown key"),
+            ("how=sum", f"{OTHER}x: 1\n", r"^other\.yaml:4: x: unknown key"),
+            ("rewards.none.x=1", OTHER, r"^mine\.yaml:\d: rewards\.none\.reward: this key is required"),
+        ],
+    )
+    def test_a_mistake_names_the_file_that_it_is_in(self, word: str, other: str, message: str) -> None:
+        write(other, "other.yaml")
+        write(MINE, "mine.yaml")
+        with pytest.raises(UserError, match=message):
+            load_pipeline(write(REWARD), (f"scored.reward.{word}",))
+
+    def test_a_stage_by_its_own_command_too(self) -> None:
+        write(OTHER, "other.yaml")
+        stage = single("score", ("input=x", "reward=other.yaml", "reward.answer_after=B: c")).steps[0].stage
+        assert stage.model_dump()["reward"]["answer_after"] == "B: c"
+        write(OTHER.replace("'A:'", "3"), "other.yaml")
+        with pytest.raises(
+            UserError, match=r"^other\.yaml:2: answer_after: text is expected, not 3; put it in quotes$"
+        ):
+            single("score", ("input=x", "reward=other.yaml", "reward.rules[0].weight=2"))
+
+    def test_a_file_that_is_no_reward_has_no_keys(self) -> None:
+        write("a: 1\n", "other.yaml")
+        with pytest.raises(UserError, match=r"reward is 'other\.yaml', which has no keys"):
+            single("score", ("input=x", "reward=other.yaml", "reward.a=2"))
