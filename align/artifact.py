@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from align.digests import Digests
 from align.errors import UserError
 from align.progress import progress
 from align.records import Dropped, Row, read_parquet, write_parquet
@@ -33,7 +33,7 @@ class Store:
     """A folder of artifacts and blobs."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        self.root = root.resolve()  # as `rows` sees it: an image's path says whether it is one of the store's
 
     @property
     def blobs(self) -> Path:
@@ -56,42 +56,7 @@ class Store:
 
     def digest(self, path: Path) -> str:
         """sha256 of a file, or of a folder's relative names and contents; remembered while size and times hold."""
-        path = path.resolve()
-        if not path.is_dir():
-            return self._file_digests([path])[0]
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
-        whole = hashlib.sha256()
-        for file, digest in zip(files, self._file_digests(files), strict=True):
-            whole.update(os.fsencode(file.relative_to(path).as_posix()) + f"\0{digest}\n".encode())
-        return whole.hexdigest()
-
-    def _file_digests(self, files: list[Path]) -> list[str]:
-        """Each file's sha256; "unreadable" for one that cannot be read, which a stage sets aside or names."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        digests = []
-        # autocommit: a long hashing locks nobody out and loses nothing when it is stopped
-        with closing(sqlite3.connect(self.root / "digests.sqlite", timeout=60, isolation_level=None)) as db:
-            db.execute("create table if not exists digests (path text primary key, state text, digest text)")
-            for file in files:
-                stat = file.stat()
-                state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-                name = os.fsencode(file)
-                row = db.execute("select state, digest from digests where path = ?", (name,)).fetchone()
-                if row is None or row[0] != state:
-                    try:
-                        with file.open("rb") as stream:
-                            row = (state, hashlib.file_digest(stream, "sha256").hexdigest())
-                    except OSError:
-                        digests.append("unreadable")
-                        continue
-                    db.execute("replace into digests values (?, ?, ?)", (name, *row))
-                digests.append(row[1])
-        return digests
-
-
-def _hidden(path: Path) -> bool:
-    """Whether a file or a folder above it is hidden: a desktop's notes about a folder are none of its content."""
-    return any(part.startswith(".") for part in path.parts)
+        return Digests(self.root).of(path)
 
 
 @dataclass(frozen=True)
@@ -162,6 +127,11 @@ class Out:
         path = self.path / port
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def clear(self) -> None:
+        """Begin anew."""
+        shutil.rmtree(self.path)
+        self.path.mkdir()
 
     def discard(self, *folders: str) -> None:
         """Name folders that a stopped stage continues from and a finished one has no use for: they go when the result

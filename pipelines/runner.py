@@ -1,12 +1,14 @@
 """Runs a plan: hits are passed over, misses are explained, run, committed and linked under `runs/<pipeline>/`."""
 
+import json
 import os
 import time
 import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from align.artifact import Artifact, Store, begin, commit
+from align.artifact import Artifact, Out, Store, begin, commit, write_json
+from align.digests import times
 from align.engine import EngineDied
 from align.errors import UserError
 from align.loaded import noting
@@ -88,6 +90,7 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
         if step.artifact.complete:  # another process has built it since the plan was made
             out.path.rmdir()
             return
+        made_from = _begin_from(step, out, say)
         try:
             with output_to(log), noting() as models:
                 metrics = step.stage.run(out)
@@ -105,8 +108,9 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
             kind = type(error).__name__
             text = str(error).strip().splitlines()
             raise StageFailed(f"{step.name}: {kind}: {text[0] if text else ''}; log: {log}") from error
-        changed = changed_files(step, runs.store)
+        changed = changed_files(step, runs.store) or next((p for p, t in made_from.items() if times(Path(p)) != t), "")
         if changed:
+            out.clear()
             raise StageFailed(f"{step.name}: {changed} changed while the stage ran; give the command again")
         seconds = time.monotonic() - started
         manifest = {
@@ -122,6 +126,21 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
         commit(out, manifest, metrics)
     counts = counts_text(step.artifact.manifest["counts"])
     say(f"{label}  {counts}{', ' if counts else ''}{duration(seconds)}  {runs.link(pipeline.name, step.name)}")
+
+
+def _begin_from(step: Planned, out: Out, say: "Say") -> dict[str, str]:
+    """The times of the user's files and folders as the stage begins. What a stopped stage made is continued only where
+    they are the same: a file that was changed and changed back meanwhile has its old content under the same key."""
+    changed = changed_files(step, out.store)
+    if changed:
+        raise StageFailed(f"{step.name}: {changed} changed since this run began; give the command again")
+    now = {path: times(Path(path)) for path, _ in step.outside}
+    kept = out.path / "shards" / "outside.json"
+    if kept.exists() and json.loads(kept.read_text()) != now:
+        say(f"{step.name}: begins anew, for files that it is made from were written to since it stopped")
+        out.clear()
+    write_json(kept, now)
+    return now
 
 
 def changed_files(step: Planned, store: Store) -> str:

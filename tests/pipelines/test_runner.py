@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.artifact import Artifact, Out, begin, count_rows, rows
+from align.artifact import Artifact, Batch, Out, begin, count_rows, rows
 from align.errors import UserError
 from align.stage import Metrics
 from pipelines.console import output_to
@@ -173,6 +173,65 @@ class TestStops:
         with pytest.raises(StageFailed, match=r"a\.txt changed while the stage ran"):
             go(text=text)
         assert not Path("runs/toy/numbers").exists()
+
+    @pytest.mark.parametrize("stopped", [False, True])
+    def test_a_file_that_was_other_for_a_while_leaves_nothing_behind(
+        self, stopped: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Changed while the stage runs, the stage refused or stopped, the file changed back: the key is the old one,
+        and what was made from the other content must not be under it."""
+        Path("a.txt").write_text("1")
+        text = GOOD.replace("stage: numbers,", "stage: numbers, file: a.txt,")
+
+        def from_file(stage: Numbers, out: Out) -> Metrics:
+            if not Path("b.txt").exists():
+                Path("a.txt").write_text("2")
+                Path("b.txt").touch()
+
+            def work(chunk: list[Number]) -> Batch[Number]:
+                return Batch({"numbers": [Number(id=r.id, value=int(Path("a.txt").read_text())) for r in chunk]})
+
+            wanted = [Number(id="n", value=0)]
+            out.map_rows(wanted, 1, work, {"numbers": Number}, shard=1, label="")
+            if stopped and not Path("c.txt").exists():
+                Path("c.txt").touch()
+                raise KeyboardInterrupt
+            return {}
+
+        monkeypatch.setattr(Numbers, "run", from_file)
+        with pytest.raises(KeyboardInterrupt if stopped else StageFailed):
+            go(text=text)
+        Path("a.txt").write_text("1")
+        artifacts, said = go(text=text)
+        assert numbers(artifacts["numbers"], "numbers") == [("n", 1)]
+        assert any("begins anew" in line for line in said) == stopped
+
+    def test_a_file_that_is_written_and_written_back_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        Path("a.txt").write_text("1")
+        run_of = Numbers.run
+
+        def meddle(stage: Numbers, out: Out) -> Metrics:
+            Path("a.txt").write_text("2")
+            Path("a.txt").write_text("1")
+            return run_of(stage, out)
+
+        monkeypatch.setattr(Numbers, "run", meddle)
+        with pytest.raises(StageFailed, match=r"a\.txt changed while the stage ran"):
+            go(text=GOOD.replace("stage: numbers,", "stage: numbers, file: a.txt,"))
+
+    def test_files_that_change_before_their_stage_begins_stop_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        Path("d").mkdir()
+        Path("d/x").write_text("1")
+        text = GOOD.replace("input: scaled/even,", "input: scaled/even, folder: d,")
+        run_of = Numbers.run
+
+        def meddle(stage: Numbers, out: Out) -> Metrics:
+            Path("d/x").write_text("2")
+            return run_of(stage, out)
+
+        monkeypatch.setattr(Numbers, "run", meddle)
+        with pytest.raises(StageFailed, match=r"^trained: .*/d changed since this run began; give the command again$"):
+            go(text=text)
 
     def test_no_shard_of_nothing(self) -> None:
         with pytest.raises(StageFailed, match="shard: at least 1"):

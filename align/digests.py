@@ -1,0 +1,118 @@
+"""What the user's own files contain: sha256 of files and folders, remembered between runs.
+
+In: paths. Out: hex digests, which enter cache keys. What is remembered lies in `digests.sqlite` in the store and is
+believed while a file's size and times hold; losing it costs nothing but time.
+"""
+
+import hashlib
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from align.errors import UserError
+from align.progress import progress
+
+MEMORY = "digests.sqlite"
+_TABLE = "create table if not exists digests (path text primary key, state text, digest text)"
+
+
+def is_runs(folder: Path) -> bool:
+    """Whether this is a folder of runs: what the program itself keeps is none of the user's content."""
+    return (folder / "store" / MEMORY).is_file()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files that make up the content of a folder, sorted; what is hidden (a desktop's notes about a folder) and
+    folders of runs are passed over. Raises UserError for a folder of runs itself."""
+    if is_runs(folder):
+        raise UserError(f"{folder} is the folder of runs, which changes all the time; name another one with --runs")
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and not is_runs(Path(place) / name)]
+        found += [Path(place) / name for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
+def times(path: Path) -> str:
+    """sha256 of the names, sizes and times of a file, or of those below a folder: another one where something was
+    written, even if the content is what it was."""
+    whole = hashlib.sha256()
+    for file in files_below(path) if path.is_dir() else [path]:
+        stat = file.stat()
+        whole.update(os.fsencode(file) + f"\0{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return whole.hexdigest()
+
+
+class Digests:
+    """Digests by path, remembered in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._memory = folder / MEMORY
+
+    def of(self, path: Path) -> str:
+        """sha256 of a file, or of a folder's relative names and contents."""
+        path = path.resolve()
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        with closing(_Memory(self._memory)) as memory:
+            if not path.is_dir():
+                return memory.digest(path)
+            files = files_below(path)
+            whole = hashlib.sha256()
+            with progress(len(files), "reading files") as bar:
+                for file in files:
+                    name = file.relative_to(path).as_posix()
+                    whole.update(os.fsencode(name) + f"\0{memory.digest(file)}\n".encode())
+                    bar.update(1)
+            return whole.hexdigest()
+
+
+class _Memory:
+    """The table of what is known; a damaged one is begun anew, and without a place to write nothing is remembered."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            # autocommit: a long reading locks nobody out and loses nothing when it is stopped
+            db = sqlite3.connect(self._path, timeout=60, isolation_level=None)
+        except sqlite3.OperationalError:
+            db = sqlite3.connect(":memory:", isolation_level=None)
+        db.execute("pragma synchronous = off")  # a cut in power may cost the memory, which is begun anew
+        return db
+
+    def close(self) -> None:
+        self._db.close()
+
+    def digest(self, file: Path) -> str:
+        """The file's sha256; "unreadable" where it cannot be read, which a stage sets aside or names."""
+        name = os.fsencode(file)
+        try:
+            stat = file.stat()
+            state = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+            row = self._ask("select state, digest from digests where path = ?", name)
+            if row is not None and row[0] == state:
+                return str(row[1])
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            return "unreadable"
+        self._ask("replace into digests values (?, ?, ?)", name, state, digest)
+        return digest
+
+    def _ask(self, sql: str, *values: str | bytes) -> tuple[str, str] | None:
+        for _ in range(2):
+            try:
+                self._db.execute(_TABLE)
+                found: tuple[str, str] | None = self._db.execute(sql, values).fetchone()
+                return found
+            except sqlite3.OperationalError:  # read-only, full, or locked by another process
+                return None
+            except sqlite3.DatabaseError:
+                self._db.close()
+                for path in (self._path, self._path.with_name(f"{self._path.name}-journal")):
+                    path.unlink(missing_ok=True)
+                self._db = self._open()
+        return None
