@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -22,7 +23,9 @@ from align.errors import UserError
 from align.records import QA, Candidate, Dropped, Message, Row, Sampling, dropped, row_id, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
 from align.templates import asked, check_shows
+from align.unanswered import NO_ANSWER, stop_unanswered
 
+EMPTY = "empty"
 REFERENCE = "reference"
 """The sampler's name on a question's own answer."""
 
@@ -119,7 +122,16 @@ class Sample(Stage):
                 self.tasks(), total * ways, work, {"candidates": Candidate}, shard=self.shard, label="questions"
             )
         out.rows_in = total  # every question was read once a sampler
-        return summary(rows(out.path / "candidates", Candidate))
+        made = summary(rows(out.path / "candidates", Candidate))
+        for i, sampler in enumerate(self.samplers):
+            if sampler.name not in made:
+                self._stop_unanswered(out, i, sampler)
+        return made
+
+    def _stop_unanswered(self, out: Out, i: int, sampler: Sampler) -> None:
+        """Nothing came of a sampler: stop where each of its requests failed, rather than was answered by nothing."""
+        if not any(d.reason == EMPTY and d.detail == sampler.name for d in rows(out.path / "dropped", Dropped)):
+            stop_unanswered(out, partial(error_in, sampler.name), f"samplers[{i}]: {sampler.engine.model!r}")
 
     def tasks(self) -> Iterator[Task]:
         """All questions for one sampler, then all for the next."""
@@ -136,7 +148,7 @@ def references(questions: Sequence[QA]) -> tuple[list[Candidate], list[Dropped]]
         if text:
             found.append(candidate(qa, REFERENCE, 0, text, 0.0, "", 0, "stop"))
         else:
-            aside.append(dropped(qa, "empty", f"{REFERENCE}: the question has no answer of its own"))
+            aside.append(dropped(qa, EMPTY, f"{REFERENCE}: the question has no answer of its own"))
     return found, aside
 
 
@@ -151,12 +163,12 @@ def drawn(
     aside: list[Dropped] = []
     for qa in questions:
         if qa.id not in requests:
-            aside.append(dropped(qa, "empty", f"{sampler.name}: the row has no question"))
+            aside.append(dropped(qa, EMPTY, f"{sampler.name}: the row has no question"))
             continue
         answers = [(r, replies.get(r.id, Reply(r.id, error="the engine gave no reply"))) for r in requests[qa.id]]
         failed = next((reply.error for r, reply in answers if reply.error or len(reply.texts) != r.n), None)
         if failed is not None:
-            aside.append(dropped(qa, "no answer", f"{sampler.name}: {failed or 'the engine gave no text'}"))
+            aside.append(dropped(qa, NO_ANSWER, f"{sampler.name}: {failed or 'the engine gave no text'}"))
             continue
         drawn_at = {
             i: (request.seed + k, temperature, system, reply.texts[k].strip(), reply.finish[k])
@@ -168,8 +180,14 @@ def drawn(
             if text:
                 found.append(row)
             else:
-                aside.append(dropped(row, "empty", sampler.name))
+                aside.append(dropped(row, EMPTY, sampler.name))
     return found, aside
+
+
+def error_in(sampler: str, row: Dropped) -> str:
+    """The engine's error for a row that was set aside for it by this sampler, else an empty text."""
+    name, _, error = row.detail.partition(": ")
+    return error if row.reason == NO_ANSWER and name == sampler else ""
 
 
 def requests_of(sampler: Sampler, seed: int, qa: QA) -> list[Request]:

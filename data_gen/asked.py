@@ -14,12 +14,14 @@ from pydantic import Field, PositiveInt
 
 from align.artifact import Batch, Out
 from align.artifact import rows as rows_of
+from align.claims import read_claims, verdict
 from align.config import shipped
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.metrics import exact, final_answer, reference_answer, relaxed
 from align.records import QA, Dropped, ImageRow, Message, Row, Sampling, read_parquet, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Ref
 from align.templates import asked, check_shows, render
+from align.unanswered import stop_unanswered
 from data_gen.predicates import Filter, Step
 from data_gen.spill import Texts
 
@@ -28,6 +30,7 @@ Whys = Callable[[list[QA], Ask], dict[str, str]]
 """By id what speaks against a row; a row that is not there, or has an empty text, passes."""
 Share = Annotated[float, Field(gt=0, le=1)]
 PROMPTS = "configs/prompts"
+UNANSWERED = "the model did not answer: "
 
 
 class Asking(Filter):
@@ -38,6 +41,10 @@ class Asking(Filter):
 
     def check(self) -> None:
         check_engine(self.engine)
+
+    def asks(self, row: QA) -> bool:
+        """Whether a row is asked about at all."""
+        return row.kind not in getattr(self, "skip_kinds", ())
 
     def judging(self, step: Step) -> AbstractContextManager[Whys]:
         """What judges rows, for as long as the block lasts."""
@@ -62,9 +69,17 @@ class Asking(Filter):
 
             ports: dict[str, type[Row]] = {"kept": QA}
             out.map_rows(rows, step.total, work, ports, shard=self.shard, label=f"asked: {self.filter}")
-        for aside in read_parquet(sorted((out.path / "dropped").glob("part-*.parquet")), Dropped):
+        if not any(map(self.asks, self._kept(out))) and all(map(error_in, self._set_aside(out))):
+            stop_unanswered(out, error_in, f"{self.filter}: engine: {self.engine.model!r}")
+        for aside in self._set_aside(out):
             step.aside(aside)
-        yield from read_parquet(sorted((out.path / "kept").glob("part-*.parquet")), QA, step.store.blobs)
+        yield from self._kept(out)
+
+    def _kept(self, out: Out) -> Iterator[QA]:
+        return read_parquet(sorted((out.path / "kept").glob("part-*.parquet")), QA, out.store.blobs)
+
+    def _set_aside(self, out: Out) -> Iterator[Dropped]:
+        return read_parquet(sorted((out.path / "dropped").glob("part-*.parquet")), Dropped)
 
 
 class Blind(Asking):
@@ -93,7 +108,7 @@ class Blind(Asking):
         with Texts(step.folder / "images.sqlite", pairs) as others:
 
             def whys(rows: list[QA], ask: Ask) -> dict[str, str]:
-                chosen = {row.id: row for row in rows if row.kind not in self.skip_kinds}
+                chosen = {row.id: row for row in rows if self.asks(row)}
                 requests = [request for row in chosen.values() for request in self._requests(row, step, others)]
                 replies = {reply.id: reply for reply in ask(requests)}
                 found: dict[str, str] = {}
@@ -150,7 +165,7 @@ class RoundTrip(Asking):
     @contextmanager
     def judging(self, step: Step) -> Iterator[Whys]:
         def whys(rows: list[QA], ask: Ask) -> dict[str, str]:
-            chosen = [row for row in rows if row.kind not in self.skip_kinds]
+            chosen = [row for row in rows if self.asks(row)]
             replies = {reply.id: reply for reply in ask([self._request(row, step.seed) for row in chosen])}
             return {row.id: self._why(row, replies.get(row.id)) for row in chosen}
 
@@ -178,14 +193,14 @@ class RoundTrip(Asking):
 
 class Claims(Asking):
     """Answers of which a claim, asked back of the image, is not confirmed (RLAIF-V, arXiv 2405.17220, section 3.2, as a
-    filter: the answer is taken apart into claims, then each is asked about by itself)."""
+    filter: the answer is taken apart into claims, then each is asked about by itself), and those that could not be
+    taken apart. One that claims nothing passes."""
 
     filter: Literal["claims"] = "claims"
     split: FileRef = f"{PROMPTS}/claims/split.jinja"  # variables question, answer; a claim a line after "- "
     ask: FileRef = f"{PROMPTS}/claims/ask.jinja"  # variables claim, question; answered by yes or no
     min_share_true: Share = 1.0
     skip_kinds: list[str] = ["unanswerable"]
-    most: PositiveInt = 16  # claims of an answer that are asked about, the first ones
     max_tokens: PositiveInt = 512
 
     def check(self) -> None:
@@ -196,20 +211,24 @@ class Claims(Asking):
     @contextmanager
     def judging(self, step: Step) -> Iterator[Whys]:
         def whys(rows: list[QA], ask: Ask) -> dict[str, str]:
-            chosen = {row.id: row for row in rows if row.kind not in self.skip_kinds}
+            chosen = {row.id: row for row in rows if self.asks(row)}
             apart = ask([self._request(row.id, self.split, [], self.max_tokens, row) for row in chosen.values()])
-            claims = {reply.id: claims_in(reply.texts[0])[: self.most] if reply.texts else [] for reply in apart}
-            errors = {reply.id: reply.error for reply in apart if reply.error}
+            verdicts = {row_id: unanswered(None) for row_id in chosen}
+            claims: dict[str, list[str]] = {}
+            for reply in apart:
+                found = read_claims(reply)
+                if isinstance(found, str):
+                    verdicts[reply.id] = unanswered(reply) if reply.error else found
+                else:
+                    claims[reply.id] = found
             requests = [
                 self._request(f"{n} {name}", self.ask, chosen[name].images, 8, chosen[name], claim=claim)
                 for name, found in claims.items()
                 for n, claim in enumerate(found)
             ]
             said = {reply.id: reply for reply in ask(requests)}
-            verdicts: dict[str, str] = {}
             for name, found in claims.items():
-                replies = [said.get(f"{n} {name}") for n in range(len(found))]
-                verdicts[name] = errors.get(name, "") or self._why(found, replies)
+                verdicts[name] = self._why(found, [said.get(f"{n} {name}") for n in range(len(found))])
             return verdicts
 
         yield whys
@@ -221,14 +240,19 @@ class Claims(Asking):
         return Request(id=name, messages=[Message(role="user", content=text)], images=images, sampling=sampling)
 
     def _why(self, claims: list[str], replies: list[Reply | None]) -> str:
-        for reply in replies:
+        denied = []
+        for claim, reply in zip(claims, replies, strict=True):
             if reply is None or reply.error or not reply.texts:
                 return unanswered(reply)
-        true = [claim for claim, r in zip(claims, replies, strict=True) if r and first_word(r.texts[0]) == "yes"]
-        if not claims or len(true) / len(claims) >= self.min_share_true:
+            holds = verdict(reply.texts[0])
+            if holds is None:
+                return f"{claim[:200]!r} got neither yes nor no: {reply.texts[0][:80]!r}"
+            if not holds:
+                denied.append(claim)
+        true = len(claims) - len(denied)
+        if not denied or true / len(claims) >= self.min_share_true:
             return ""
-        denied = next(claim for claim in claims if claim not in true)
-        return f"{len(true)} of {len(claims)} claims are confirmed by the image; not {denied[:200]!r}"
+        return f"{true} of {len(claims)} claims are confirmed by the image; not {denied[0][:200]!r}"
 
 
 class Moderation(Asking):
@@ -259,19 +283,13 @@ class Moderation(Asking):
 
 
 def unanswered(reply: Reply | None) -> str:
-    return f"the model did not answer: {reply.error if reply else 'no reply'}"
+    """What speaks against a row that a request of failed."""
+    return f"{UNANSWERED}{reply.error if reply and reply.error else 'no reply'}"
 
 
-def claims_in(text: str) -> list[str]:
-    """The claims of a reply, a line each after `- `."""
-    return [
-        line.strip()[2:].strip() for line in text.splitlines() if line.strip().startswith("- ") and line.strip()[2:]
-    ]
-
-
-def first_word(text: str) -> str:
-    """The first word of a text in lower case, without punctuation."""
-    return (text.split() or [""])[0].strip(".,;:!?*\"'").lower()
+def error_in(row: Dropped) -> str:
+    """The engine's error for a row that was set aside for it, else an empty text."""
+    return row.detail.removeprefix(UNANSWERED) if row.detail.startswith(UNANSWERED) else ""
 
 
 def is_right(text: str, answer: str, marker: str | None) -> bool:

@@ -18,6 +18,7 @@ from align.metrics import final_answer, normalise
 from align.records import QA, Message, Row, Sampling, dropped, read_parquet, row_id, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, Ref, Stage
 from align.templates import check_shows, render
+from align.unanswered import NO_ANSWER, stop_unanswered
 from data_gen.evidence import find
 from data_gen.replies import Item, Teachers, Unparsed, compact, content, digest, model_name, parse_reply, reply_schema
 
@@ -78,6 +79,8 @@ class Augment(Stage):
             ports: dict[str, type[Row]] = {"questions": QA}
             total = count_rows(self.input) * len(self.ways)
             out.map_rows(asks, total, work, ports, shard=self.shard, label="requests")
+        if set(out.reasons) == {NO_ANSWER} and not out.rows_out.total():
+            stop_unanswered(out, lambda row: row.detail, f"teacher: {self.teacher.model!r}")
         made = read_parquet(sorted((out.path / "questions").glob("part-*.parquet")), QA)
         return {"kinds": dict(Counter(row.kind for row in made))}
 
@@ -96,7 +99,7 @@ class Augment(Stage):
     def _made(self, ask: Again, reply: Reply | None) -> QA | tuple[str, str]:
         """The new row, or the reason and the detail for which there is none."""
         if reply is None or reply.error or not reply.texts:
-            return "no answer", reply.error if reply else ""
+            return NO_ANSWER, reply.error if reply else ""
         try:
             item = parse_reply(reply.texts[0])[0]
         except Unparsed as error:

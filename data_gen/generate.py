@@ -21,9 +21,10 @@ from align.artifact import Batch, Out, rows
 from align.config import shipped
 from align.engine import EngineConfig, Reply, Request, check_engine
 from align.errors import UserError, did_you_mean
-from align.records import QA, ImageRow, Message, Row, Sampling, dropped, read_parquet, row_id, row_seed
+from align.records import QA, Dropped, ImageRow, Message, Row, Sampling, dropped, read_parquet, row_id, row_seed
 from align.stage import RUNTIME, FileRef, Metrics, Ref, Stage
 from align.templates import render
+from align.unanswered import NO_ANSWER, stop_unanswered
 from data_gen.facts import Facts, read_facts
 from data_gen.plan import Plan
 from data_gen.replies import (
@@ -48,6 +49,8 @@ REPLY_KEPT = 2000
 DESCRIBE = "describe.jinja"
 MOST_DESCRIBED = 1024
 """Tokens of a description."""
+NO_TEXT_FORM, NO_DESCRIPTION = "no text form", "no description"
+"""Why a request was not sent."""
 
 Answer = Callable[[int, list[Request]], list[Reply]]
 """Requests to one of the teachers, by its number."""
@@ -144,6 +147,10 @@ class Generate(Stage):
     def _teachers(self) -> list[EngineConfig]:
         return [*([self.teacher] if self.teacher else []), *self.more_teachers]
 
+    @property
+    def _whose(self) -> str:
+        return f"teacher: {' and '.join(repr(teacher.model) for teacher in self._teachers)}"
+
     def run(self, out: Out) -> Metrics:
         pool, images = Pool(), 0
         for row in self._images():
@@ -162,6 +169,8 @@ class Generate(Stage):
 
             ports: dict[str, type[Row]] = {"questions": QA}
             out.map_rows(self._asks(), total, work, ports, shard=self.shard, label="requests")
+        if not out.rows_out.total() and set(out.reasons) <= {NO_ANSWER, NO_TEXT_FORM, NO_DESCRIPTION}:
+            stop_unanswered(out, error_in, self._whose)
         made = read_parquet(sorted((out.path / "questions").glob("part-*.parquet")), QA)
         out.discard("steps")
         kinds = Counter(dict.fromkeys(self.kinds, 0))
@@ -209,11 +218,15 @@ class Generate(Stage):
                 )
                 for row in chunk
             ]  # fmt: skip
-            replies = teachers.answer(0, requests)
-            return Batch({"seen": [Description(id=r.id, text=r.texts[0].strip()) for r in replies if r.texts]})
+            replies = {reply.id: reply for reply in teachers.answer(0, requests)}
+            found = [Description(id=r.id, text=r.texts[0].strip()) for r in replies.values() if r.texts]
+            failed = [dropped(row, NO_ANSWER, replies[row.id].error) for row in chunk if not replies[row.id].texts]
+            return Batch({"seen": found}, failed)
 
         ports: dict[str, type[Row]] = {"seen": Description}
         described.map_rows(self._images(), images, work, ports, shard=self.shard, label="descriptions")
+        if not described.rows_out.total():
+            stop_unanswered(described, error_in, self._whose)
         for row in read_parquet(sorted((described.path / "seen").glob("part-*.parquet")), Description):
             seen[row.id] = row.text
 
@@ -226,7 +239,7 @@ class Generate(Stage):
         for ask in chunk:
             found = read_facts(ask.image.text_form or "")
             if ask.image.text_form is None:
-                batch.dropped.append(dropped(ask, "no text form"))
+                batch.dropped.append(dropped(ask, NO_TEXT_FORM))
             elif found is None:
                 batch.dropped.append(dropped(ask, "no facts", "the text form is no JSON of fields, table or boxes"))
             else:
@@ -241,9 +254,9 @@ class Generate(Stage):
         batch: Batch[QA] = Batch({"questions": []})
         grounded = self.mode == "grounded"
         asks = {ask.id: ask for ask in chunk if not grounded or ask.image.text_form is not None}
-        batch.dropped += [dropped(ask, "no text form") for ask in chunk if ask.id not in asks]
+        batch.dropped += [dropped(ask, NO_TEXT_FORM) for ask in chunk if ask.id not in asks]
         texts = {ask.id: seen[ask.image_id] for ask in asks.values()} if self.two_steps else {}
-        batch.dropped += [dropped(asks.pop(name), "no description") for name, text in texts.items() if not text]
+        batch.dropped += [dropped(asks.pop(name), NO_DESCRIPTION) for name, text in texts.items() if not text]
         replies: dict[str, Reply] = {}
         for teacher, group in groupby(asks.values(), lambda ask: ask.teacher):
             replies.update({r.id: r for r in answer(teacher, [self._request(a, texts.get(a.id)) for a in group])})
@@ -251,7 +264,7 @@ class Generate(Stage):
             source = self._source(ask, texts.get(ask.id))
             reply = replies.get(ask.id)
             if reply is None or reply.error or not reply.texts:
-                batch.dropped.append(dropped(ask, "no answer", reply.error if reply else ""))
+                batch.dropped.append(dropped(ask, NO_ANSWER, reply.error if reply else ""))
                 continue
             try:
                 found = parse_reply(reply.texts[0])
@@ -308,6 +321,11 @@ class Generate(Stage):
                 **more,
             }
         )
+
+
+def error_in(row: Dropped) -> str:
+    """The engine's error for a request that failed, else an empty text."""
+    return row.detail if row.reason == NO_ANSWER else ""
 
 
 def ask_by_rule(kind: str, found: Facts, image: ImageRow, pool: Pool, count: int, seed: int) -> list[tuple[str, str]]:

@@ -6,13 +6,13 @@ the claim holds; as `rejected`, 1 / (1 + the number of claims that do not hold),
 score, minus that number, does. An answer without a claim, or one that could not be taken apart, has no score.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 from pydantic import Field
 
+from align.claims import read_claims, verdict
 from align.config import Config, shipped
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.records import Candidate, Message, Sampling, row_seed, text_of
@@ -22,10 +22,7 @@ from reward.asking import EMPTY, TOP_LOGPROBS, ask, is_empty, mass, plain, shown
 from reward.base import Reward, Score
 
 YES_NO = {"yes": 1.0, "no": 0.0}
-NONE = "none"
-MOST_CLAIMS = 64
-_ITEM = re.compile(r"(?:[-*•]|\d{1,3}[.)])\s+(.*\S)")
-_WORD = re.compile(r"[a-z]+", re.IGNORECASE)
+NO_CLAIM = "the answer makes no claim about the image"
 
 
 class Claims(Config):
@@ -78,7 +75,7 @@ class Checking:
                 found[i] = "there is no image to check claims against"
             else:
                 splits[i] = self._split(row)
-        found.update({i: read_claims(reply) for i, reply in ask(self.splitter, splits).items()})
+        found.update({i: read_claims(reply) or NO_CLAIM for i, reply in ask(self.splitter, splits).items()})
         checks = {
             (i, n): self._check(rows[i], claim, n)
             for i, claims in found.items()
@@ -116,39 +113,13 @@ class Checking:
         )
 
 
-def read_claims(reply: Reply) -> list[str] | str:
-    """The claims of a list, each once; why there are none, where there are none.
-
-    Strict: every line is an item (`- `, `* `, `1. `), `none` or blank, as the template asks; a list that was cut off
-    or has anything else in it is no list of claims.
-    """
-    if reply.error:
-        return f"the answer could not be split: {reply.error}"
-    text = reply.texts[0].strip() if reply.texts else ""
-    if text.rstrip(".").lower() == NONE:
-        return "the answer makes no claim about the image"
-    claims: dict[str, None] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        item = _ITEM.fullmatch(line)
-        if item is None:
-            return f"the answer could not be split: this is no claim: {line[:80]!r}"
-        claims[item[1]] = None
-    if not claims:
-        return "the answer could not be split: nothing was said"
-    if reply.finish and reply.finish[0] == "length":
-        return "the answer could not be split: the list of claims was cut off; raise max_tokens"
-    if len(claims) > MOST_CLAIMS:
-        return f"the answer could not be split: {len(claims)} claims, {MOST_CLAIMS} are checked at most"
-    return list(claims)
-
-
 def holds(reply: Reply) -> float | None:
     """The probability that a claim holds by the tokens `yes` and `no`, else 1 or 0 by the written word."""
     shares = mass(reply.first_logprobs[0], YES_NO) if reply.first_logprobs else None
     if shares is not None:
         return shares[1.0]
-    words = _WORD.findall(reply.texts[0].lower()) if reply.texts else []
-    return YES_NO.get(words[0]) if words else None
+    said = verdict(reply.texts[0]) if reply.texts else None
+    return None if said is None else float(said)
 
 
 def score_of(claims: Sequence[str], replies: Sequence[Reply], value: Literal["share", "rejected"]) -> Score:

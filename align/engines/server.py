@@ -24,6 +24,7 @@ from align.engines.served import Served, serve
 from align.errors import UserError
 from align.images import BadImage
 from align.records import Message, Sampling
+from align.unanswered import BAD_IMAGE
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -34,8 +35,6 @@ PASSING = (408, 409, 425, 429)
 """Besides the 5xx: statuses about the moment, not about the request."""
 KEPT_IMAGES = 32
 """Encoded images kept for the questions that follow."""
-BAD_IMAGE = "image: "
-"""How the error of a request begins that was never sent."""
 NO_KEY = "none"
 """The client wants a key; the one in OPENAI_API_KEY is not for just any server."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -9,7 +9,6 @@ import pytest
 from align.artifact import rows as rows_of
 from align.errors import UserError
 from align.records import QA, Message, Scored, text_of, write_parquet
-from data_gen.asked import claims_in
 from data_gen.filter import Filter, PassRate
 from tests.chat_server import Answer, Asked, ChatServer, chat_server
 from tests.data_gen.manifests import new_out, noise, port, put_images, qa, set_aside
@@ -103,7 +102,34 @@ def test_claims(tmp_path: Path) -> None:
     assert kept == ["What is shown?", "Nothing?"]
     assert aside == {"What else?": "1 of 2 claims are confirmed by the image; not 'There is a dog.'"}
     assert len(half) == 3
-    assert claims_in("Claims:\n- a\n -  b \n-\nnone") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("split", "why"),
+    [
+        ("1. a bar\n2. a dog", "1 of 2 claims are confirmed by the image; not 'a dog'"),
+        ("none", None),
+        ("Claims:\n- a bar", "this is no claim: 'Claims:'"),
+        ("\n".join(f"- bar {i}" for i in range(65)), "65 claims, 64 are checked at most"),
+        (
+            "\n".join(f"- bar {i}" for i in range(40)) + "\n- dog",
+            "40 of 41 claims are confirmed by the image; not 'dog'",
+        ),
+        ("- an odd thing", "'an odd thing' got neither yes nor no: 'I cannot see that'"),
+    ],
+)
+def test_what_claims_cannot_check_does_not_pass(tmp_path: Path, split: str, why: str | None) -> None:
+    (image,) = put_images(tmp_path, {"train/a.png": noise(1)})
+
+    def reply(asked: Asked) -> Answer:
+        if not asked.images:
+            return Answer(split)
+        return Answer("no" if "dog" in asked.text else "I cannot see that" if "odd" in asked.text else "**Yes**")
+
+    with chat_server(reply) as server:
+        kept, aside = filtered(tmp_path, [qa(image, "What?", "x")], {"filter": "claims", "engine": engine(server)})
+    assert bool(kept) is (why is None)
+    assert (why or "") in aside.get("What?", "")
 
 
 def test_moderation(tmp_path: Path) -> None:

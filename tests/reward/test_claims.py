@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from align.claims import read_claims
 from align.engine import Reply
 from align.errors import UserError
 from reward import load_reward
-from reward.claims import holds, read_claims, score_of
+from reward.claims import holds, score_of
 from reward.load import read_reward
 from tests.chat_server import Answer, Asked, chat_server
 from tests.reward.candidates import candidate, png
@@ -35,6 +36,8 @@ def said(text: str, finish: str = "stop") -> Reply:
         ("1. a b\n\n2) c d\n* e\n• f\n", ["a b", "c d", "e", "f"]),
         ("- a\n- a\n- b", ["a", "b"]),
         ("- -3 is the value", ["-3 is the value"]),
+        ("none", []),
+        (" None.\n", []),
     ],
 )
 def test_lists_of_claims(text: str, found: list[str]) -> None:
@@ -44,7 +47,7 @@ def test_lists_of_claims(text: str, found: list[str]) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (said("none"), "makes no claim"), (said(" None.\n"), "makes no claim"), (said(""), "nothing was said"),
+        (said(""), "nothing was said"),
         (said("Here are the claims:\n- a"), "this is no claim: 'Here are"), (said("-3 is it"), "this is no claim"),
         (said("- a\n- b", "length"), "cut off; raise max_tokens"), (Reply("", error="400: long"), "split: 400: long"),
         (said("\n".join(f"- claim {i}" for i in range(65))), "65 claims, 64 are checked"), (said("- "), "no claim"),
