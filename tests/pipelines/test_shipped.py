@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from align.artifact import Store
+from align.artifact import Store, rows
 from align.config import shipped_root
-from pipelines.pipeline import load_pipeline, plan
-from pipelines.runner import Runs, run
+from align.records import ImageRow
+from pipelines.pipeline import load_pipeline, plan, single
+from pipelines.runner import Runs, plan_lines, run
 from tests.pipelines.test_runner import Lines
 
 PIPELINES = sorted((shipped_root() / "pipelines").glob("*.yaml"))
@@ -45,6 +46,28 @@ def test_every_shipped_pipeline_plans_through_every_stage(
     assert first.startswith(f"# vlm-align run {path.stem}")
 
 
+@pytest.mark.parametrize("name", ["llama3.2-11b-vision", "qwen2.5-vl-7b", "smolvlm"])
+def test_made_questions_that_a_table_is_scored_on_have_one_right_answer_and_are_checked(name: str) -> None:
+    path = shipped_root() / "pipelines" / f"{name}.yaml"
+    stages = {s.name: s.stage for s in load_pipeline(path, ("images=x",)).steps}
+    table = stages["table"].model_dump()
+    clean = stages[table["input"]].model_dump()
+    made = stages[clean["input"]].model_dump()
+    checks = {f["filter"]: f for f in clean["filters"]}
+    assert set(made["kinds"]) & set(checks["round_trip"]["skip_kinds"]) == set()
+    assert made["split"] == "eval"
+    prompts = [
+        table["prompt"],
+        *(
+            f["prompt"]
+            for s in ("clean", "heldout")
+            for f in stages[s].model_dump()["filters"]
+            if f["filter"] == "round_trip"
+        ),
+    ]
+    assert prompts == ["configs/prompts/default/short.jinja"] * 3  # compared answers are asked for in one form
+
+
 @pytest.mark.slow
 def test_documents_go_through_every_stage_and_the_second_time_nothing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -73,3 +96,19 @@ def test_documents_go_through_every_stage_and_the_second_time_nothing_runs(
     again = Lines()
     run(load_pipeline(path, given), runs, again)
     assert [line.split()[:2] for line in again[: len(made)]] == [[name, "hit"] for name in made]
+
+
+def test_images_where_the_runs_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cd photos; vlm-align images source=.`: what the run writes there is none of the photos."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(3):
+        Image.new("RGB", (20, 20), (50 * i, 0, 0)).save(f"{i}.png")
+        Path(f"{i}.json").write_text(f'{{"total": "{i}"}}')
+    pipeline = single("images", ("source=.", "fields=."))
+    (made,) = run(pipeline, Runs(Path("runs")), Lines()).values()
+    assert made.manifest["counts"]["out"] == {"images": 3}
+    assert made.manifest["counts"]["dropped"] == {"not an image": 3}
+    assert sorted(row.text_form or "" for row in rows(made.path / "images", ImageRow)) == [
+        f'{{"total": "{i}"}}' for i in range(3)
+    ]
+    assert plan_lines(pipeline, Runs(Path("runs"))) == ["images  hit"]
