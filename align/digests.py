@@ -14,7 +14,6 @@ from align.errors import UserError
 from align.progress import progress
 
 MEMORY = "digests.sqlite"
-_TABLE = "create table if not exists digests (path text primary key, state text, digest text)"
 
 
 def is_runs(folder: Path) -> bool:
@@ -78,10 +77,20 @@ class _Memory:
         try:
             # autocommit: a long reading locks nobody out and loses nothing when it is stopped
             db = sqlite3.connect(self._path, timeout=60, isolation_level=None)
+            try:
+                return _prepared(db)
+            except sqlite3.DatabaseError as error:
+                db.close()
+                if not _damaged(error):
+                    raise
+            self._remove()
+            return _prepared(sqlite3.connect(self._path, timeout=60, isolation_level=None))
         except sqlite3.OperationalError:
-            db = sqlite3.connect(":memory:", isolation_level=None)
-        db.execute("pragma synchronous = off")  # a cut in power may cost the memory, which is begun anew
-        return db
+            return _prepared(sqlite3.connect(":memory:", isolation_level=None))
+
+    def _remove(self) -> None:
+        for path in (self._path, self._path.with_name(f"{self._path.name}-journal")):
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._db.close()
@@ -103,16 +112,23 @@ class _Memory:
         return digest
 
     def _ask(self, sql: str, *values: str | bytes) -> tuple[str, str] | None:
-        for _ in range(2):
-            try:
-                self._db.execute(_TABLE)
-                found: tuple[str, str] | None = self._db.execute(sql, values).fetchone()
-                return found
-            except sqlite3.OperationalError:  # read-only, full, or locked by another process
-                return None
-            except sqlite3.DatabaseError:
+        try:
+            found: tuple[str, str] | None = self._db.execute(sql, values).fetchone()
+        except sqlite3.DatabaseError as error:
+            if _damaged(error):
                 self._db.close()
-                for path in (self._path, self._path.with_name(f"{self._path.name}-journal")):
-                    path.unlink(missing_ok=True)
+                self._remove()
                 self._db = self._open()
-        return None
+            return None
+        return found
+
+
+def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
+    db.execute("pragma synchronous = off")  # a cut in power may cost the memory, which is then begun anew
+    db.execute("create table if not exists digests (path text primary key, state text, digest text)")
+    return db
+
+
+def _damaged(error: sqlite3.DatabaseError) -> bool:
+    """Whether the file is none that SQLite can read; else it is read-only, full or locked."""
+    return not isinstance(error, sqlite3.OperationalError)

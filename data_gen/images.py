@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from align.artifact import Batch, Out, Store
+from align.digests import is_runs
 from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, pin
 from align.images import BadImage, Probe, probe
@@ -170,15 +171,16 @@ class TextForms:
 
 
 def list_files(folder: Path) -> list[tuple[str, Path]]:
-    """(name below the folder, path) of every file, sorted by name; hidden files and folders are passed over. A folder
-    that cannot be looked into, or is a link, stands for itself: it is no image, and is said to be none."""
+    """(name below the folder, path) of every file, sorted by name; hidden files and folders, and folders of runs,
+    are passed over. A folder that cannot be looked into, or is a link, stands for itself: it is no image, and is said
+    to be none."""
     found: list[Path] = []
 
     def closed(error: OSError) -> None:
         found.append(Path(error.filename))
 
     for place, folders, files in os.walk(folder, onerror=closed):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not is_runs(Path(place) / name)]
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         found += [Path(place) / name for name in files + links if not name.startswith(".")]
     return sorted((path.relative_to(folder).as_posix(), path) for path in found)
