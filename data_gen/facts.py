@@ -7,6 +7,7 @@ amounts, years, and whether two values say the same.
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from datetime import date
 from difflib import SequenceMatcher
 from typing import Any
 
-_BOX = re.compile(r"\s*((?:-?\d+(?:\.\d+)?\s*,\s*){8})(.*\S)\s*")
+_BOX = re.compile(r"\s*((?:-?\d{1,9}(?:\.\d+)?\s*,\s*){8})(.*\S)\s*")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _AMOUNT = re.compile(r"([A-Z]{2,3}|[$€£¥₹])?\s?(-?\d[\d,.]*)\s?(%|[$€£¥₹])?", re.IGNORECASE)
 _NOT_AMOUNTS = {"id", "no", "number", "code", "phone", "tel", "fax", "zip", "postcode", "account", "year", "date"}
@@ -59,9 +60,9 @@ def read_facts(text: str) -> Facts | None:
     if text.lstrip()[:1] in ("{", "["):
         try:
             value = json.loads(text)
-        except ValueError:
+            found: Facts | None = _from_json(value if isinstance(value, dict) else {"rows": value})
+        except (ValueError, RecursionError):  # also for integers of thousands of digits, for thousands of brackets
             return None
-        found: Facts | None = _from_json(value if isinstance(value, dict) else {"rows": value})
     else:
         boxes = _boxes(text)
         found = Facts(boxes=boxes) if boxes else _from_table(text)
@@ -177,7 +178,8 @@ def amount(value: str) -> float | None:
         digits = digits.replace(".", "").replace(",", ".")
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", digits):
         digits = digits.replace(",", "")
-    return float(digits) if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", digits) else None
+    number = float(digits) if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", digits) else math.inf
+    return number if math.isfinite(number) else None
 
 
 def quantity(fact: Fact) -> float | None:

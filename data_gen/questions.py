@@ -162,8 +162,9 @@ def _jsonl(path: Path, file: Iterable[str]) -> Iterator[Asked]:
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"file: {path}:{number}: not valid JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise UserError(f"file: {path}:{number}: not valid JSON: {why}") from None
         if not isinstance(values, dict):
             raise UserError(f"file: {path}:{number}: an object is expected, not {type(values).__name__}")
         _require(path, number, list(values))

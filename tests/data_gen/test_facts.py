@@ -67,10 +67,32 @@ def test_boxes() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a plain sentence.", '{"a": ', "[]", "{}", "[1, 2", "1,2\n3,4\n", "a,b\n", "a,b\n1,2,3\n", '{"a": null}'],
+    [
+        "",
+        "a plain sentence.",
+        '{"a": ',
+        "[]",
+        "{}",
+        "[1, 2",
+        "1,2\n3,4\n",
+        "a,b\n",
+        "a,b\n1,2,3\n",
+        '{"a": null}',
+        '{"a": %s}' % ("9" * 5000),
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 400 + ",1,2,3,4,5,6,7,x\n",
+    ],
 )
 def test_no_facts(text: str) -> None:
     assert read_facts(text) is None
+
+
+def test_brackets_as_deep_as_json_reads_them() -> None:
+    """What the reader takes may still be too deep for what walks it."""
+    for depth in range(800, 1000, 20):
+        found = read_facts('{"a": ' * depth + "1" + "}" * depth)
+        assert found is None or len(found.facts) == 1
 
 
 @pytest.mark.parametrize(
@@ -87,6 +109,7 @@ def test_labels(key: str, label: str) -> None:
         ("9.00", 9), ("$8.20", 8.2), ("RM152.00", 152), ("RM 5", 5), ("1,007.50", 1007.5), ("1,234,567", 1234567),
         ("7,60", 7.6), ("1.007,50", 1007.5), ("12 %", 12), ("-3", -3), ("0.5", 0.5), ("12 €", 12), ("1.007", None),
         ("0123", None), ("12-01-19", None), ("3 apples", None), ("", None), ("1.2.3", None), ("1,00,0", None),
+        ("9" * 400, None),
     ],
 )  # fmt: skip
 def test_amounts(text: str, number: float | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from align.artifact import Out, rows
+from align.engines.images import data_url
 from align.errors import UserError
 from align.records import QA
 from data_gen.generate import Generate
@@ -144,14 +145,20 @@ def test_the_same_rows_in_any_shard_after_any_stop_and_order(tmp_path: Path, mon
 
 
 def test_an_image_without_a_description(tmp_path: Path) -> None:
-    images = put_images(tmp_path, {"train/0.png": noise(0)})
+    images = put_images(tmp_path, {"train/0.png": noise(0), "train/1.png": noise(1)})
     manifest = port(tmp_path, "images-1", "images", images)
-    with chat_server(lambda asked: Answer(status=400, text="no")) as server:
+
+    def reply(asked: Asked) -> Answer:
+        sees_second = asked.images == [data_url(images[1].images[0])]
+        return Answer(array(("How many?", "3"))) if sees_second else Answer(status=400, text="no")
+
+    with chat_server(reply) as server:
         teacher = {"engine": "server", "model": "m", "base_url": server.base_url, "retries": 0}
         stage = Generate.model_validate({"images": manifest, "teacher": teacher, "two_steps": True, "kinds": ["read"]})
         out = new_out(tmp_path, "generate-1")
         stage.run(out)
     assert [d.reason for d in set_aside(out)] == ["no description"]
+    assert out.counts()["out"] == {"questions": 1}
 
 
 def test_fields_with_a_plan(tmp_path: Path) -> None:

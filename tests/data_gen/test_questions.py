@@ -111,6 +111,8 @@ def test_csv_gives_the_same_rows(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("q.jsonl", '{"image": "a", "question": "b", "answer": "c"}\n{"image": ', "q.jsonl:2: not valid JSON"),
+        ("q.jsonl", '{"image": %s}' % ("9" * 5000), "q.jsonl:1: not valid JSON"),
+        ("q.jsonl", "[" * 100_000, "q.jsonl:1: not valid JSON"),
         ("q.jsonl", "[1]\n", "q.jsonl:1: an object"),
         ("q.jsonl", '{"image": "a", "questions": "b", "answer": "c"}', "did you mean 'questions'"),
         ("q.csv", "image,question\na,b\n", "q.csv:1: no 'answer'"),
