@@ -85,6 +85,16 @@ class Artifact:
         return rows(self.path / "dropped", Dropped)
 
 
+def artifact_at(folder: Path) -> Artifact | None:
+    """The finished stage's folder that `folder` is or links to; None for any other, even with an `artifact.json`."""
+    artifact = Artifact(folder.resolve())
+    try:
+        manifest = artifact.manifest
+    except (OSError, ValueError):
+        return None
+    return artifact if isinstance(manifest, dict) and {"stage", "key"} <= manifest.keys() else None
+
+
 def rows(port: str | Path, row_type: type[R]) -> Iterator[R]:
     """Stream the rows of a resolved reference (an artifact's port folder); images become absolute paths."""
     port = Path(port)

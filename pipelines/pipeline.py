@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from align.artifact import Artifact, Store
+from align.artifact import Artifact, Store, artifact_at
 from align.config import (
     KeyPath,
     Source,
@@ -297,10 +297,11 @@ def _word(port: PortType) -> str:
 
 def _artifact_at(path: Path, wanted: PortType) -> tuple[str, str] | None:
     for folder, port in ((path, ""), (path.parent, path.name)):
-        if (folder / "artifact.json").is_file():
-            manifest = Artifact(folder).manifest
+        artifact = artifact_at(folder)
+        if artifact is not None:
+            manifest = artifact.manifest
             port = port_of(stage_class(manifest["stage"]), str(folder), port, wanted)
-            return _artifact_key(manifest["key"], port), str(folder.resolve() / port)
+            return _artifact_key(manifest["key"], port), str(artifact.path / port)
     return None
 
 

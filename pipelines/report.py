@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.artifact import Artifact, rows
+from align.artifact import Artifact, artifact_at, rows
 from align.errors import UserError
 from align.records import QA, Pair, Scored, text_of
 from pipelines.catalog import stage_class
@@ -49,7 +49,7 @@ def write_report(run: str, root: Path, out: Path | None = None) -> Path:
     import jinja2
 
     steps = steps_of(run, root)
-    if out is None and any((p / "artifact.json").is_file() for p in (Path(run), root / run)):
+    if out is None and any(artifact_at(path) is not None for path in (Path(run), root / run)):
         raise UserError(f"{run} is one step: a report is about a whole run, `vlm-align report {Path(run).parent.name}`")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")

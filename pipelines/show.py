@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from align.artifact import Artifact, rows
+from align.artifact import Artifact, artifact_at, rows
 from align.config import shipped
 from align.errors import UserError, did_you_mean
 from pipelines.catalog import stage_class
@@ -23,9 +23,10 @@ def steps_of(run: str, root: Path) -> dict[str, Artifact]:
     Raises UserError where there is no such run.
     """
     for path in (Path(run), root / run):
-        if (path / "artifact.json").is_file():
-            return {path.name: Artifact(path.resolve())}
-        found = {p.name: Artifact(p.resolve()) for p in _links(path) if (p / "artifact.json").is_file()}
+        artifact = artifact_at(path)
+        if artifact is not None:
+            return {path.name: artifact}
+        found = {p.name: made for p in _links(path) if (made := artifact_at(p)) is not None}
         if found:
             order = sorted(found, key=lambda n: found[n].manifest["created"])
             return {name: found[name] for name in order}
@@ -39,8 +40,9 @@ def model_at(name: str, root: Path) -> str:
     """The folder, config file or hub id that `name` means: a step that made a model (`run/step`, `run/step/port`), a
     published config by its name, or what it says. Raises UserError."""
     for path in (Path(name), root / name):
-        if (path / "artifact.json").is_file():
-            outputs = stage_class(Artifact(path.resolve()).manifest["stage"]).OUTPUTS
+        artifact = artifact_at(path)
+        if artifact is not None:
+            outputs = stage_class(artifact.manifest["stage"]).OUTPUTS
             ports = [port for port, kind in outputs.items() if kind == "model"]
             if not ports:
                 raise UserError(f"{name}: this step made no model")

@@ -166,6 +166,14 @@ class TestKeys:
         Path("d/x").rename("d/y")
         assert keys(text)["trained"] != first
 
+    def test_a_folder_with_an_artifact_json_of_its_own_is_a_folder(self) -> None:
+        Path("d").mkdir()
+        Path("d/artifact.json").write_text('{"name": "a build of something else"}')
+        text = GOOD.replace("input: scaled/even,", "input: scaled/even, folder: d,")
+        before = keys(text)["trained"]
+        Path("d/artifact.json").write_text("no json at all")
+        assert keys(text)["trained"] != before
+
     def test_hidden_files_are_no_content(self) -> None:
         Path("d").mkdir()
         Path("d/x").write_text("1")
