@@ -48,6 +48,7 @@ class Images(Stage):
     """Makes the manifest. One of `source` and `dataset` is given."""
 
     NAME = "images"
+    VERSION = 2
     OUTPUTS = {"images": ImageRow}
 
     source: FolderRef | None = None  # a folder of images; with `column`, of a data set's files (parquet, csv, ...)
@@ -118,7 +119,9 @@ class Images(Stage):
                     batch.rows["images"].append(row)
             return batch
 
-        out.map_rows(mark_repeats(found), total, work, {"images": ImageRow}, shard=self.shard, label="images")
+        out.map_rows(
+            mark_repeats(found, self.split), total, work, {"images": ImageRow}, shard=self.shard, label="images"
+        )
         parts = sorted((out.path / "images").glob("part-*.parquet"))
         if self.split != "folders" and 0 < self.split < 1:
             fill_sides(parts)
@@ -228,11 +231,12 @@ def usable(data: bytes) -> Probe:
     return found
 
 
-def mark_repeats(found: Iterable[Found]) -> Iterator[Found]:
-    """The same, a second copy of the same bytes naming the first. Memory: about 200 bytes an image."""
+def mark_repeats(found: Iterable[Found], split: float | Literal["folders"]) -> Iterator[Found]:
+    """The same, a second copy of the same bytes naming the first; one that lies on no side of the split is nobody's
+    first. Memory: about 200 bytes an image."""
     seen: dict[bytes, str] = {}
     for item in found:
-        if item.problem is not None:
+        if item.problem is not None or (split == "folders" and _side(item.name) is None):
             yield item
             continue
         first = seen.setdefault(bytes.fromhex(item.id), item.name)

@@ -200,6 +200,7 @@ def test_a_copy_is_kept_once_and_on_one_side(tmp_path: Path) -> None:
         (source / folder / "same.png").write_bytes(encode(picture(), "PNG"))
         (source / folder / "own.png").write_bytes(encode(picture(shade=len(folder)), "PNG"))
     (source / "loose.png").write_bytes(encode(picture(shade=1), "PNG"))
+    (source / "a copy.png").write_bytes((source / "train" / "own.png").read_bytes())  # the first by name, yet no use
     kept, aside = make(Images(source=str(source), split="folders", shard=1), tmp_path / "store")
     assert {n: r.split for n, r in kept.items()} == {
         "eval/own.png": "eval",
@@ -208,7 +209,7 @@ def test_a_copy_is_kept_once_and_on_one_side(tmp_path: Path) -> None:
     }
     assert aside["train/same.png"].reason == "duplicate"
     assert "eval/same.png" in aside["train/same.png"].detail
-    assert aside["loose.png"].reason == "no split"
+    assert aside["loose.png"].reason == aside["a copy.png"].reason == "no split"
 
 
 def test_split_is_a_share_by_content() -> None:
