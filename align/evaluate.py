@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from align.artifact import Batch, Out, rows
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.errors import UserError
-from align.metrics import METRICS, Estimate, bootstrap, final_answer, paired, reference_answer
+from align.metrics import METRICS, Estimate, final_answer, paired, rate, reference_answer
 from align.records import QA, Prediction, Row, Sampling, dropped, row_id, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
 from align.templates import asked, check_shows
@@ -36,6 +36,7 @@ class Evaluate(Stage):
     """Compare models on the evaluation split."""
 
     NAME: ClassVar[str] = "evaluate"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"predictions": Prediction}
 
     input: Annotated[str, Ref(QA)]
@@ -149,8 +150,8 @@ def unfit(qa: QA) -> str:
 def compare(found: list[Prediction], models: list[str], metrics: list[str], seed: int) -> dict[str, Any]:
     """Accuracy of each model by metric and kind, and the differences between models on the same questions.
 
-    Intervals are cluster bootstraps over images, p-values paired sign-flip permutation tests over images
-    (`align.metrics`), not corrected for how many there are.
+    Intervals are cluster bootstraps over images (Wilson's where no image differs from another), p-values paired
+    sign-flip permutation tests over images (`align.metrics`), not corrected for how many there are.
     """
     by_model = {m: sorted((p for p in found if p.model == m), key=lambda p: p.question_id) for m in models}
     first = by_model[models[0]]
@@ -159,7 +160,7 @@ def compare(found: list[Prediction], models: list[str], metrics: list[str], seed
 
     def estimate(rows_of: list[Prediction], metric: str) -> dict[str, float]:
         values = [p.metrics[metric] for p in rows_of]
-        return bootstrap(values, [p.image_id for p in rows_of], seed=seed).as_dict()
+        return rate(values, [p.image_id for p in rows_of], seed=seed).as_dict()
 
     def difference(model: str, against: str, metric: str) -> Estimate:
         after, before = ([p.metrics[metric] for p in by_model[m]] for m in (model, against))

@@ -227,13 +227,14 @@ def refuses(text: str) -> bool:
 
 
 def rate(values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0, level: float = 0.95) -> Estimate:
-    """A share with its interval over clusters: `bootstrap`; where all values are 0 or all are 1, which resampling
+    """A share with its interval over clusters: `bootstrap`; where all clusters have the same mean, which resampling
     cannot doubt, Wilson's score interval (1927) for as many trials as there are clusters. ValueError for no values."""
     found = bootstrap(values, clusters, seed=seed, level=level)
-    if found.value not in (0.0, 1.0):
+    if found.high - found.low > 1e-9:
         return found
     from statistics import NormalDist
 
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    far = z * z / (len(set(clusters)) + z * z)
-    return Estimate(found.value, 0.0, far) if found.value == 0.0 else Estimate(1.0, 1.0 - far, 1.0)
+    p, n, z = found.value, len(set(clusters)), NormalDist().inv_cdf((1 + level) / 2)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Estimate(p, min(p, middle - half) if p else 0.0, max(p, middle + half) if p < 1 else 1.0)

@@ -5,6 +5,7 @@ a rating, with caps on how many a question and an image give and on how much lon
 texts and no two equal scores ever make a pair. Everything here is a pure function; `align/reject.py` is the stage.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -72,15 +73,16 @@ def words(text: str) -> int:
 
 
 def better_by_enough(chosen: Drawn, rejected: Drawn, rules: PairRules) -> bool:
-    """By `margin` in reward; with `levels`, by `margin` steps of a rating with that many levels over 0..1, each score
-    rounded to its level (the published recipe drops pairs that differ slightly, arXiv 2407.21783, section 4.1.1)."""
+    """By `margin` in reward; with `levels`, by `margin` steps, one at least, of a rating with that many levels over
+    0..1, each score rounded to its level, the higher of two as near (the published recipe drops pairs that differ
+    slightly, arXiv 2407.21783, section 4.1.1)."""
     difference = chosen.score - rejected.score
     if difference <= EQUAL:
         return False
     if rules.levels is None:
         return difference >= rules.margin - EQUAL
-    steps = [round(d.score * (rules.levels - 1)) for d in (chosen, rejected)]
-    return steps[0] - steps[1] >= rules.margin - EQUAL
+    steps = [math.floor(d.score * (rules.levels - 1) + 0.5 + EQUAL) for d in (chosen, rejected)]
+    return steps[0] - steps[1] >= max(1, rules.margin) - EQUAL
 
 
 def alike_in_length(chosen: Drawn, rejected: Drawn, rules: PairRules) -> bool:

@@ -27,6 +27,7 @@ class Reject(Stage):
     """Keep the best answers, and pairs of a better and a worse one."""
 
     NAME: ClassVar[str] = "reject"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"best": QA, "pairs": Pair, "held_out": Pair, "unsolved": QA}
 
     input: Annotated[str, Ref(Scored)]

@@ -95,6 +95,16 @@ def test_three_models(tmp_path: Path) -> None:
     assert [p.prediction for p in predictions if (p.model, p.question_id) == ("base", "q03")] == ["3"]
 
 
+def test_all_right_on_a_few_images_is_no_certainty(tmp_path: Path) -> None:
+    models = {"base": right_below(0), "sft": right_below(6)}
+    _, metrics, _ = Bench(tmp_path, [qa(i) for i in range(6)], models).run()
+    base, sft = (metrics["models"][name]["exact"] for name in models)
+    # Wilson for 0 and 3 of 3 images: z^2 / (3 + z^2)
+    assert base == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.56150, abs=1e-5)}
+    assert sft == {"value": 1.0, "low": pytest.approx(1 - 0.56150, abs=1e-5), "high": 1.0}
+    assert "0.0 [0.0, 56.1]" in Evaluate.summary_of(metrics)
+
+
 def test_what_is_asked(tmp_path: Path) -> None:
     prompt = tmp_path / "p.jinja"
     prompt.write_text("{{ question }} Describe, then answer.\n")

@@ -50,6 +50,13 @@ class TestRate:
         assert found.high == pytest.approx(0.27753, abs=1e-5)
         assert rate([1.0] * 10, list(range(10))).low == pytest.approx(1 - 0.27753, abs=1e-5)
 
+    def test_images_that_do_not_differ_are_no_certainty(self) -> None:
+        found = rate([1.0, 0.0] * 10, [f"i{i // 2}" for i in range(20)])
+        # Wilson for 5 of 10: 0.5 +- z / (2 sqrt(n + z^2))
+        assert (found.low, found.high) == (pytest.approx(0.5 - 0.26341, abs=1e-5), pytest.approx(0.76341, abs=1e-5))
+        low = rate([1.0, 0.0, 0.0], ["a"] * 3).low  # solves (p - low)^2 = z^2 low (1 - low) / n
+        assert (1 / 3 - low) ** 2 == pytest.approx(3.84146 * low * (1 - low), rel=1e-5)
+
     def test_between_it_is_the_bootstrap(self) -> None:
         found = rate([1.0, 0.0, 1.0, 0.0], ["a", "b", "c", "d"])
         assert found.value == 0.5

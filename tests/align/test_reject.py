@@ -214,7 +214,10 @@ def test_a_margin_in_steps_of_a_rating() -> None:
     assert picked(found, max_pairs=9, levels=5, margin=3)[1] == [("a", "c")]
     assert picked(found, max_pairs=9, levels=5, margin=4)[1] == []
     close = [scored("q", "a", 0.80), scored("q", "b", 0.70)]  # the same level
-    assert picked(close, levels=5, margin=1)[1] == []
+    assert picked(close, levels=5, margin=1)[1] == picked(close, levels=5)[1] == []
+    halves = [scored("q", "a", 0.875), scored("q", "b", 0.625), scored("q", "c", 0.375)]  # between 4 and 5, 3 and 4 ...
+    assert picked(halves, max_pairs=9, levels=5, margin=1)[1] == [("a", "c"), ("a", "b")]
+    assert picked(halves, max_pairs=9, levels=5, margin=2)[1] == [("a", "c")]
     assert picked(close, margin=0.1)[1] == [("a", "b")]
 
 
