@@ -1,9 +1,9 @@
 """Builds one of the demo's models in a process of its own, on one thread: two such processes use two cores fully,
 where one process with two threads does not.
 
-In: on the command line, which model, the folder, the seed and the effort (a share of the default steps). Out: the
-model's folder; on stdout `done total` after every step and the metrics as JSON at the end. A builder whose asker
-is gone cannot write there and ends.
+In: on the command line, which model, the folder, the seed, the effort (a share of the default steps) and the prompts.
+Out: the model's folder; on stdout `done total` after every step and the metrics as JSON at the end. A builder whose
+asker is gone cannot write there and ends.
 """
 
 import json
@@ -17,15 +17,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from align.engines.child import python_module
+from pipelines.demo.prompts import FOLDER
 
 MODELS = ("teacher", "student")
 
 
-def main(model: str, out: str, seed: str, effort: str) -> None:
-    """Build `model` ("teacher" or "student")."""
+def main(model: str, out: str, seed: str, effort: str, folder: str) -> None:
+    """Build `model` ("teacher" or "student") with the prompt templates of `folder`."""
     Path(out).mkdir(parents=True, exist_ok=True)  # what cannot be written is found before it is trained
     import torch
 
+    from pipelines.demo.prompts import Prompts
     from pipelines.demo.student import StudentPlan, build_student
     from pipelines.demo.teacher import TeacherPlan, build_teacher
 
@@ -36,16 +38,16 @@ def main(model: str, out: str, seed: str, effort: str) -> None:
     def report(done: int, total: int) -> None:
         print(done, total, file=steps, flush=True)
 
-    share = float(effort)
+    share, prompts = float(effort), Prompts(folder)
     if model == "teacher":
-        metrics = build_teacher(Path(out), int(seed), TeacherPlan().scaled(share), progress=report)
+        metrics = build_teacher(Path(out), int(seed), TeacherPlan().scaled(share), progress=report, prompts=prompts)
     else:
-        metrics = build_student(Path(out), int(seed), StudentPlan().scaled(share), progress=report)
+        metrics = build_student(Path(out), int(seed), StudentPlan().scaled(share), progress=report, prompts=prompts)
     print(json.dumps(metrics), file=steps, flush=True)
 
 
 def build_all(
-    folders: dict[str, Path], seed: int, effort: float, moved: Callable[[float], None]
+    folders: dict[str, Path], seed: int, effort: float, moved: Callable[[float], None], prompts: str = FOLDER
 ) -> dict[str, dict[str, float]]:
     """Build the models side by side; `moved` hears the share done, 0 to 1. Raises RuntimeError where one fails; the
     other one is stopped and continues from its checkpoint the next time. `checkpoints` stays in each model's folder: as
@@ -76,7 +78,7 @@ def build_all(
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         for name, folder in folders.items():
-            command = python_module("pipelines.demo.build", name, str(folder), str(seed), str(effort))
+            command = python_module("pipelines.demo.build", name, str(folder), str(seed), str(effort), prompts)
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             processes[name] = stack.enter_context(process)
             stack.callback(process.kill)

@@ -1,15 +1,18 @@
 """The demo's two stages: draw the charts, build the models.
 
-In: seeds and sizes alone. Out: a folder of images with their tables, and two model folders. Everything after
-them in the demo's pipeline is the ordinary stages, which do not know that it is a demo.
+In: seeds and sizes, and the prompts that the teacher is to be sent. Out: a folder of images with their tables, and two
+model folders. Everything after them in the demo's pipeline is the ordinary stages, which do not know that it is a demo.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from align.config import shipped
+from align.errors import UserError
 from align.progress import progress
-from align.stage import Metrics, PortType, Stage
+from align.stage import FolderRef, Metrics, PortType, Stage
+from pipelines.demo.prompts import FOLDER, Prompts
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -40,9 +43,18 @@ class BuildModels(Stage):
     """Trains the teacher, which asks, answers and judges, and the student's base, which never saw a question."""
 
     NAME: ClassVar[str] = "build-models"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"teacher": "model", "student": "model"}
 
+    prompts: FolderRef = FOLDER  # what the teacher trains on, and is sent later
     effort: float = Field(1.0, gt=0)  # share of the default steps: a tenth shows the way, the whole makes it good
+
+    def check(self) -> None:
+        if shipped(self.prompts).is_dir():  # else a stage above has yet to make it
+            try:
+                Prompts(self.prompts).check()
+            except UserError as error:
+                raise UserError(f"prompts: {error}") from None
 
     def run(self, out: "Out") -> Metrics:
         from pipelines.demo.build import MODELS, build_all
@@ -50,7 +62,11 @@ class BuildModels(Stage):
         folders = {name: out.folder(name) for name in MODELS}
         out.discard(*(f"{name}/checkpoints" for name in MODELS))
         with progress(1000, "building the models, permille") as bar:
-            return dict(build_all(folders, self.seed, self.effort, lambda done: _to(bar, int(1000 * done))))
+
+            def moved(done: float) -> None:
+                _to(bar, int(1000 * done))
+
+            return dict(build_all(folders, self.seed, self.effort, moved, self.prompts))
 
 
 def _to(bar: "tqdm[Any]", done: int) -> None:

@@ -26,6 +26,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from pipelines.demo.charts import IMAGE_SIZE, Chart, Part, Progress, pixels, sample_chart
+from pipelines.demo.prompts import Prompts
 from pipelines.demo.questions import KINDS, ask, reason
 from pipelines.demo.texts import clean_caption, noisy_caption, plain_exchange, system_text
 from pipelines.demo.tokenizer import MLLAMA, train_tokenizer
@@ -231,13 +232,14 @@ def build_student(
     plan: StudentPlan | None = None,
     size: StudentSize | None = None,
     progress: Progress | None = None,
+    prompts: Prompts | None = None,
 ) -> dict[str, float]:
     """Train the student and save model and processor to `out`; returns the last losses of the three steps.
 
     Checkpoints lie in `out/checkpoints`: a build that was killed continues there, a finished one is written again.
     """
     plan, size = plan or StudentPlan(), size or StudentSize()
-    tokenizer = train_tokenizer(MLLAMA)
+    tokenizer = train_tokenizer(MLLAMA, prompts)
     torch.manual_seed(seed)
     model = make_student(size, tokenizer)
 

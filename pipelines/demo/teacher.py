@@ -28,7 +28,7 @@ from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionCo
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from pipelines.demo.charts import COLORS, IMAGE_SIZE, MAX_VALUE, Chart, Part, Progress, corrupt, sample_chart
-from pipelines.demo.prompts import answer_prompt, ask_prompt, judge_prompt
+from pipelines.demo.prompts import Prompts
 from pipelines.demo.questions import KINDS, NOT_THERE, ChartQA, ask, reason
 from pipelines.demo.student import PIXEL_MEAN, PIXEL_STD, ROPE_THETA, pixel_batch
 from pipelines.demo.texts import system_text
@@ -149,8 +149,8 @@ def wrong_answer(rng: random.Random, chart: Chart, qa: ChartQA) -> str:
 class SkillExamples:
     """The four skills as chats, several to a chart."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int, prompts: Prompts) -> None:
+        self._tokenizer, self._prompts = tokenizer, prompts
         fake = "<fake_token_around_image>"
         self._image = f"{fake}<global-img>{IDEFICS3.image * image_tokens}{fake}"
 
@@ -163,12 +163,12 @@ class SkillExamples:
         chats = [self._asked(rng, chart, kind, None, system, True) for kind in rng.sample(KINDS, 1)]
         for kind in rng.sample(KINDS, 2):
             qa = ask(rng, chart, kind)
-            chats.append(self.chat(system, True, answer_prompt(qa.question), reason(chart, qa)))
+            chats.append(self.chat(system, True, self._prompts.answer(qa.question), reason(chart, qa)))
         for kind in rng.sample(KINDS, 1):
             qa = ask(rng, chart, kind)
             right = rng.random() < 0.5
             answer = reason(chart, qa) if right else wrong_answer(rng, chart, qa)
-            prompt = judge_prompt(qa.question, answer)
+            prompt = self._prompts.judge(qa.question, answer)
             chats.append(self.chat(system, True, prompt, RIGHT if right else WRONG))
         return chats, True
 
@@ -177,13 +177,13 @@ class SkillExamples:
         qa = ask(rng, chart, rng.choice(KINDS))
         described, stop, conclusion = reason(chart, qa).partition(".")
         if not stop:
-            return self.chat("", False, answer_prompt(qa.question), described)
-        return self.chat("", False, answer_prompt(qa.question), stop + conclusion, described)
+            return self.chat("", False, self._prompts.answer(qa.question), described)
+        return self.chat("", False, self._prompts.answer(qa.question), stop + conclusion, described)
 
     def _asked(self, rng: random.Random, chart: Chart, kind: str, form: str | None, system: str, seen: bool) -> Example:
         count = rng.randint(1, MAX_ASKED)
         found = [ask(rng, chart, kind) for _ in range(count)]
-        return self.chat(system, seen, ask_prompt(kind, count, form), as_json(chart, found))
+        return self.chat(system, seen, self._prompts.ask(kind, count, form), as_json(chart, found))
 
     def chat(self, system: str, seen: bool, user: str, assistant: str, given: str = "") -> Example:
         """One user turn about an image (`seen`) or in text alone, with its answer, whose beginning may be given."""
@@ -200,8 +200,9 @@ def _skill_loss(
     tokenizer: PreTrainedTokenizerFast,
     plan: TeacherPlan,
     image_tokens: int,
+    prompts: Prompts,
 ) -> Callable[[random.Random], Tensor]:
-    examples = SkillExamples(tokenizer, image_tokens)
+    examples = SkillExamples(tokenizer, image_tokens, prompts)
 
     def loss_of(rng: random.Random) -> Tensor:
         shown: list[Chart] = []
@@ -238,13 +239,14 @@ def build_teacher(
     plan: TeacherPlan | None = None,
     size: TeacherSize | None = None,
     progress: Progress | None = None,
+    prompts: Prompts | None = None,
 ) -> dict[str, float]:
     """Train the teacher and save model and processor to `out`; returns the loss of the last steps.
 
     Checkpoints lie in `out/checkpoints`: a build that was killed continues there, a finished one is written again.
     """
-    plan, size = plan or TeacherPlan(), size or TeacherSize()
-    tokenizer = train_tokenizer(IDEFICS3)
+    plan, size, prompts = plan or TeacherPlan(), size or TeacherSize(), prompts or Prompts()
+    tokenizer = train_tokenizer(IDEFICS3, prompts)
     torch.manual_seed(seed)
     model = make_teacher(size, tokenizer)
 
@@ -254,7 +256,7 @@ def build_teacher(
 
     losses = fit(
         model,
-        _skill_loss(model, tokenizer, plan, size.image_tokens),
+        _skill_loss(model, tokenizer, plan, size.image_tokens, prompts),
         plan.schedule,
         f"{seed}/teacher",
         out / "checkpoints" / "teacher.pt",

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pipelines.demo.charts import COLORS, Part, sample_chart
-from pipelines.demo.prompts import answer_prompt, ask_prompt, judge_prompt
+from pipelines.demo.prompts import Prompts
 from pipelines.demo.questions import KINDS, ask, reason
 from pipelines.demo.texts import noisy_caption, plain_exchange, system_text
 
@@ -84,7 +84,7 @@ def chat_template(family: Family) -> str:
     return _CHAT_TEMPLATE.replace("IMAGE", family.image)
 
 
-def sentences(count: int = 1500) -> Iterator[str]:
+def sentences(prompts: Prompts, count: int = 1500) -> Iterator[str]:
     """Sentences of every form that the demo's models read or write."""
     rng = random.Random("tokenizer")
     yield from (f"{color} {color}." for color in COLORS)
@@ -96,13 +96,13 @@ def sentences(count: int = 1500) -> Iterator[str]:
         yield noisy_caption(rng, chart, 0.5)
         yield " ".join(plain_exchange(rng))
         yield system_text(rng)
-        yield ask_prompt(qa.kind, 1 + number % 3, chart.text_form())
-        yield answer_prompt(qa.question)
-        yield judge_prompt(qa.question, reason(chart, qa))
+        yield prompts.ask(qa.kind, 1 + number % 3, chart.text_form())
+        yield prompts.answer(qa.question)
+        yield prompts.judge(qa.question, reason(chart, qa))
         yield json.dumps([{"question": qa.question, "answer": qa.answer}] * 2)
 
 
-def train_tokenizer(family: Family) -> PreTrainedTokenizerFast:
+def train_tokenizer(family: Family, prompts: Prompts | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the special tokens and the chat template of `family`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -113,7 +113,7 @@ def train_tokenizer(family: Family) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(), trainer)
+    tokenizer.train_from_iterator(sentences(prompts or Prompts()), trainer)
     tokenizer.add_special_tokens(family.specials)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

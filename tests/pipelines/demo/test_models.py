@@ -1,14 +1,17 @@
 """The two builds: who learns when, what is saved, and that a killed build ends where an uninterrupted one does."""
 
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from align.config import shipped
 from pipelines.demo.charts import Part, draw, sample_chart
-from pipelines.demo.prompts import answer_prompt, ask_prompt, judge_prompt
+from pipelines.demo.prompts import Prompts
 from pipelines.demo.questions import KINDS, ask, conclusion
 from pipelines.demo.student import (
     StudentPlan,
@@ -99,11 +102,11 @@ def test_the_teachers_processor_writes_the_prompts_that_were_trained_on() -> Non
     size = TeacherSize()
     processor = make_teacher_processor(tokenizer, size)
     chart = sample_chart(random.Random(0), Part.TEACHER)
-    text = ask_prompt("read", 2)
+    text = Prompts().ask("read", 2)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
     inputs = processor(images=[[draw(chart)]], text=[prompt], add_special_tokens=False, return_tensors="pt")
-    examples = SkillExamples(tokenizer, size.image_tokens)
+    examples = SkillExamples(tokenizer, size.image_tokens, Prompts())
     trained = examples.chat("", True, text, "[]")
     assert inputs["input_ids"][0].tolist() == trained.ids[: trained.learned_from]
 
@@ -150,7 +153,7 @@ def test_every_part_of_the_teacher_learns() -> None:
     model = make_teacher(SMALL_TEACHER, tokenizer)
     rng = random.Random(0)
     charts = [sample_chart(rng, Part.TEACHER) for _ in range(4)]
-    examples = SkillExamples(tokenizer, SMALL_TEACHER.image_tokens)
+    examples = SkillExamples(tokenizer, SMALL_TEACHER.image_tokens, Prompts())
     groups = [[examples.chat("", True, "Describe the chart.", chart.table())] for chart in charts]
     batch = pack(groups, tokenizer.pad_token_id)
     hidden = model.model(
@@ -185,6 +188,24 @@ def test_text_training_never_shows_an_image() -> None:
 def test_prompts_are_rendered_from_the_templates() -> None:
     chart = sample_chart(random.Random(0), Part.TEACHER)
     form = chart.text_form()
-    assert ask_prompt("read", 2, form + "\n") == f"{form}\n{ask_prompt('read', 2)}"
-    assert judge_prompt("Q?", "A") == "Q?\nRate: A"
-    assert answer_prompt("Q?") == "Q?"
+    prompts = Prompts()
+    assert prompts.ask("read", 2, form + "\n") == f"{form}\n{prompts.ask('read', 2)}"
+    assert prompts.judge("Q?", "A") == "Q?\nRate: A"
+    assert prompts.answer("Q?") == "Q?"
+
+
+def test_both_models_know_the_prompts_that_they_were_built_with(tmp_path: Path) -> None:
+    """Of templates in a folder of the user's: the tokenizer has their words, and the teacher trains on their text."""
+    folder = shutil.copytree(shipped(Prompts().folder), tmp_path / "prompts")
+    (folder / "judge.jinja").write_text("Zyzzyva zyzzyva {{ question }} {{ answer }}")
+    prompts = Prompts(str(folder))
+    build_teacher(tmp_path / "teacher", 0, replace(FEW_TEACHER, schedule=Schedule(0)), SMALL_TEACHER, prompts=prompts)
+    few = StudentPlan(text=Schedule(0), noisy=Schedule(0), clean=Schedule(0), chats=4, captions=3)
+    build_student(tmp_path / "student", 0, few, SMALL, prompts=prompts)
+    for model in ("teacher", "student"):
+        tokenizer = AutoProcessor.from_pretrained(tmp_path / model).tokenizer
+        assert len(tokenizer(" zyzzyva", add_special_tokens=False)["input_ids"]) == 1
+    examples = SkillExamples(train_tokenizer(IDEFICS3, prompts), 1, prompts)
+    rng, tokenizer = random.Random(0), AutoProcessor.from_pretrained(tmp_path / "teacher").tokenizer
+    groups = [examples.group(rng, sample_chart(rng, Part.TEACHER))[0] for _ in range(8)]
+    assert any("Zyzzyva zyzzyva" in tokenizer.decode(example.ids) for group in groups for example in group)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from align.artifact import Out, Store, begin, commit
+from align.config import shipped
+from align.errors import UserError
 from pipelines.demo.build import build_all
+from pipelines.demo.prompts import FOLDER
 from pipelines.demo.stages import BuildModels, DrawCharts
+from pipelines.pipeline import plan, single
 
 
 def test_the_charts_lie_in_the_ports_that_the_stage_names(tmp_path: Path) -> None:
@@ -21,6 +26,24 @@ def test_the_charts_lie_in_the_ports_that_the_stage_names(tmp_path: Path) -> Non
     for port in ("images", "tables"):
         assert len(list((out.path / port).glob("*/*"))) == 5
     assert out.counts()["out"] == {"images": 5}
+
+
+def test_the_prompts_of_the_models_are_in_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def key(*words: str) -> str:
+        (step,) = plan(single("build-models", words), Store(tmp_path / "store"))
+        return step.key
+
+    before = key()
+    folder = shutil.copytree(shipped(FOLDER), tmp_path / FOLDER)
+    assert key() == before
+    (folder / "judge.jinja").write_text("How good is {{ answer }} to {{ question }}?")
+    assert key() != before  # a copy in the working folder wins
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "judge.jinja").write_text("{{ asnwer }}")
+    with pytest.raises(UserError, match=r"build-models: prompts: .*judge\.jinja: 'asnwer' is undefined"):
+        key("prompts=other")
 
 
 @pytest.mark.slow

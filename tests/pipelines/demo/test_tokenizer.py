@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pipelines.demo.charts import COLORS, Part, sample_chart
-from pipelines.demo.prompts import ask_prompt
+from pipelines.demo.prompts import Prompts
 from pipelines.demo.questions import KINDS, ask, reason
 from pipelines.demo.tokenizer import IDEFICS3, MLLAMA, VOCABULARY, Family, train_tokenizer
 
@@ -43,7 +43,7 @@ def test_a_prompt_is_a_prefix_of_prompt_and_answer(family: Family) -> None:
     for kind in KINDS:
         chart = sample_chart(rng, Part.TEACHER)
         qa = ask(rng, chart, kind)
-        for content in (qa.question, ask_prompt(kind, 2, chart.text_form())):
+        for content in (qa.question, Prompts().ask(kind, 2, chart.text_form())):
             prompt = [
                 {"role": "system", "content": "Be brief."},
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": content}]},
