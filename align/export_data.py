@@ -7,13 +7,12 @@ Face hub reads (licence, languages, counts) and where the rows come from. With `
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from align.artifact import Artifact, Out, count_rows, rows, write_json
+from align.artifact import Out, artifact_at, count_rows, rows, write_json
 from align.errors import UserError
 from align.interchange import ROW_TYPES, Form, Unfit, to_record
 from align.interchange_files import ImageFolder, write_columns, write_records
@@ -154,12 +153,12 @@ class Tally:
 
 def _origin(port: Path) -> list[tuple[str, str]]:
     """What made the rows: the artifact above, by its manifest."""
-    found: list[tuple[str, str]] = []
-    with suppress(OSError, ValueError):
-        manifest = Artifact(port.resolve().parent).manifest
-        found = [("stage", manifest["stage"]), ("key", manifest["key"]), ("seed", str(manifest["seed"]))]
-        found += [("libraries", ", ".join(f"{k} {v}" for k, v in manifest["libraries"].items()))]
-    return found
+    artifact = artifact_at(port.resolve().parent)
+    if artifact is None:
+        return []
+    manifest = artifact.manifest
+    found = [(name, str(manifest[name])) for name in ("stage", "key", "seed") if manifest[name] is not None]
+    return [*found, ("libraries", ", ".join(f"{k} {v}" for k, v in manifest["libraries"].items()))]
 
 
 def card_of(name: str, licence: str, form: Form, tally: Tally, origin: list[tuple[str, str]], splits: list[str]) -> str:

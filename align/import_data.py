@@ -18,7 +18,7 @@ from align.images import BadImage, probe
 from align.interchange import Form, Unfit, from_record, row_of
 from align.interchange_files import files_of, picture, read_source
 from align.records import QA, Pair, Row, dropped
-from align.stage import RUNTIME, FolderRef, Metrics, Outside, PortType, Stage
+from align.stage import RUNTIME, FolderRef, Metrics, Outside, PortType, Stage, UnusedSeed
 
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
@@ -41,6 +41,7 @@ class ImportData(Stage):
     form: Form = "trl"
     images: FolderRef | None = None  # what the paths of its images begin at, if not the file's own folder
     shard: Annotated[int, RUNTIME, Field(ge=1)] = 512
+    seed: UnusedSeed = 0
 
     def check(self) -> None:
         """There is something of this form."""

@@ -53,6 +53,9 @@ FolderRef = Annotated[str, Ref("folder"), Outside()]
 """A folder output of a stage above, or a folder of the user's."""
 FileRef = Annotated[str, Ref("file"), Outside()]
 """A file output of a stage above, or a file or folder of the user's."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+UnusedSeed = Annotated[Seed, RUNTIME]
+"""The seed of a stage that draws nothing: the pipeline's seed is no reason to do its work again."""
 
 
 class Stage(Config):
@@ -63,7 +66,7 @@ class Stage(Config):
     VERSION: ClassVar[int] = 1
     OUTPUTS: ClassVar[dict[str, PortType]]
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
 
     def check(self) -> None:
         """Find the user's mistakes that types cannot say, before anything runs. References are folders by now, of which
@@ -72,6 +75,11 @@ class Stage(Config):
     def run(self, out: "Out") -> Metrics:
         """Do the work. References are folders by now. Returns what is worth showing beside the row counts."""
         raise NotImplementedError
+
+    def reads(self, key: str) -> tuple[str, ...] | None:
+        """The files that the stage reads of the user's folder that is the value of `key`: these alone enter the cache
+        key. None: all."""
+        return None
 
     @classmethod
     def summary_of(cls, metrics: Metrics) -> str:

@@ -135,6 +135,11 @@ class Generate(Stage):
             except UserError as error:
                 raise UserError(f"{f'more_teachers[{n - 1}]' if n else 'teacher'}: {error}") from None
 
+    def reads(self, key: str) -> tuple[str, ...] | None:
+        if key != "prompts":
+            return None
+        return (*([TEMPLATE] if self.mode != "fields" else []), *([DESCRIBE] if self.two_steps else []))
+
     @property
     def _template(self) -> Path:
         return shipped(self.prompts) / TEMPLATE

@@ -21,7 +21,7 @@ from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, pin
 from align.images import BadImage, Probe, probe
 from align.records import ImageRow, Row, Split, dropped, read_parquet, row_id, write_parquet
-from align.stage import RUNTIME, Dataset, FolderRef, Metrics, Stage
+from align.stage import RUNTIME, Dataset, FolderRef, Metrics, Stage, UnusedSeed
 
 MIN_SIDE = 8
 """Pixels below which nothing can be asked about an image (spacers, tracking pixels)."""
@@ -59,6 +59,7 @@ class Images(Stage):
     split: Annotated[float, Field(ge=0, le=1)] | Literal["folders"] = 0.2
     limit: PositiveInt | None = None  # the first so many files by name, or rows of the data set
     shard: Annotated[PositiveInt, RUNTIME] = 64
+    seed: UnusedSeed = 0
 
     def check(self) -> None:
         if (self.source is None) == (self.dataset is None):

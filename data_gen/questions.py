@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from align.artifact import Out, rows
 from align.errors import UserError, did_you_mean
 from align.records import QA, Dropped, ImageRow, Message, Row, dropped, row_id
-from align.stage import FileRef, Metrics, Ref, Stage
+from align.stage import FileRef, Metrics, Ref, Stage, UnusedSeed
 from data_gen.facts import is_text
 
 COLUMNS = ("image", "question", "answer")
@@ -39,6 +39,7 @@ class Questions(Stage):
 
     images: Annotated[str, Ref(ImageRow)]
     file: FileRef  # .jsonl (an object a line) or .csv (with a header)
+    seed: UnusedSeed = 0
 
     def check(self) -> None:
         if Path(self.file).exists():  # else a stage above will make it

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -190,6 +190,7 @@ class _Resolver:
     above: Mapping[str, Planned]
     store: Store
     at: KeyPath
+    reads: Callable[[str], tuple[str, ...] | None]  # the stage's
     pins: dict[str, str]  # of the whole plan: a model or data set is looked at once; empty: there is none such
     problems: list[str] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
@@ -198,7 +199,7 @@ class _Resolver:
     def visit(self, path: KeyPath, found: tuple[object, ...], value: str) -> str:
         """The value's form in the key (JSON text); its folder is kept for `folder`."""
         try:
-            key, folder = self._resolve(found, value)
+            key, folder = self._resolve(path, found, value)
         except UserError as error:
             self.problems.append(f"{self.pipeline.source.at((*self.at, *path))}: {error}")
             key, folder = value, value
@@ -208,7 +209,7 @@ class _Resolver:
     def folder(self, path: KeyPath, found: tuple[object, ...], value: str) -> str:
         return self.folders[dotted(path)]
 
-    def _resolve(self, found: tuple[object, ...], value: str) -> tuple[str, str]:
+    def _resolve(self, at: KeyPath, found: tuple[object, ...], value: str) -> tuple[str, str]:
         ref = next((m for m in found if isinstance(m, Ref)), None)
         outside = any(isinstance(m, Outside) for m in found)
         if ref is not None:
@@ -232,6 +233,9 @@ class _Resolver:
             raise UserError(f"{value!r} does not exist{f'; did you mean the stage {near[0]!r}?' if near else ''}")
         if ref is not None and ref.to == "folder" and not path.is_dir():
             raise UserError(f"{value!r} is no folder")
+        names = self.reads(dotted(at)) if path.is_dir() else None
+        if names is not None:
+            return "+".join(self._digest(path / name) for name in names), str(path.absolute())
         return self._digest(path), str(path.absolute())
 
     def _digest(self, path: Path) -> str:
@@ -343,7 +347,7 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
     problems: list[str] = []
     pins: dict[str, str] = {}
     for step in pipeline.steps:
-        resolver = _Resolver(pipeline, planned, store, step.at, pins)
+        resolver = _Resolver(pipeline, planned, store, step.at, step.stage.reads, pins)
         tree = key_tree(step.stage.map_leaves(resolver.visit))
         resolved = step.stage.map_leaves(resolver.folder)
         try:

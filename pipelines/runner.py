@@ -139,7 +139,7 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
             "version": step.stage.VERSION,
             "key": step.key,
             "config": step.tree,
-            "seed": step.stage.seed,
+            "seed": step.tree.get("seed"),  # none where nothing is drawn
             "seconds": round(seconds, 3),
             "libraries": _versions(),
             "models": list(models),  # as they were loaded: no dtype or device is "auto" here

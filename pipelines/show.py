@@ -97,12 +97,13 @@ def made_of(artifacts: Iterable[Artifact]) -> list[str]:
     return _made([(m["seed"], m["created"], m["seconds"], m["libraries"]) for m in manifests])
 
 
-def _made(steps: list[tuple[int, float, float, dict[str, str]]]) -> list[str]:
+def _made(steps: list[tuple[int | None, float, float, dict[str, str]]]) -> list[str]:
     seeds, created, seconds, libraries = zip(*steps, strict=True)
     date = datetime.fromtimestamp(max(created)).astimezone().isoformat(" ", "minutes")
     versions = dict.fromkeys(f"{name} {version}" for each in libraries for name, version in each.items())
-    seed = ", ".join(str(seed) for seed in dict.fromkeys(seeds))
-    return [f"seed {seed}; made {date}; {duration(sum(seconds))} of work", ", ".join(versions)]
+    seed = ", ".join(str(seed) for seed in dict.fromkeys(seeds) if seed is not None)
+    about = [*([f"seed {seed}"] if seed else []), f"made {date}", f"{duration(sum(seconds))} of work"]
+    return ["; ".join(about), ", ".join(versions)]
 
 
 def some_rows(run: str, root: Path, most: int, as_json: bool) -> Iterator[str]:

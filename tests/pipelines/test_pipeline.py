@@ -3,8 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from align.artifact import Store
+from align.config import shipped_root
 from align.errors import UserError
 from pipelines.pipeline import load_pipeline, plan, single
 from pipelines.validate import check_steps
@@ -173,6 +175,52 @@ class TestKeys:
         before = keys(text)["trained"]
         Path("d/artifact.json").write_text("no json at all")
         assert keys(text)["trained"] != before
+
+    def test_of_a_folder_of_prompts_what_the_stage_reads_counts(self) -> None:
+        Path("d").mkdir()
+        for name in ("ask.jinja", "describe.jinja", "blind.jinja"):
+            Path("d", name).write_text("{{ kind }}" if name == "ask.jinja" else "x")
+        Path("model").mkdir()
+        text = """
+        stages:
+          images: {stage: images, source: p}
+          questions:
+            {stage: generate, images: images, prompts: d, teacher: {engine: server, base_url: http://x/v1, model: m}}
+        """
+        Path("p").mkdir()
+        Image.new("RGB", (20, 20)).save("p/a.png")
+        given = {"one": (), "two": ("questions.two_steps=true",)}
+        given["rules"] = ("questions.mode=fields", "questions.teacher=null", "questions.kinds=[read]")
+
+        def all_keys() -> dict[str, str]:
+            return {name: keys(text, *words)["questions"] for name, words in given.items()}
+
+        def moved(name: str) -> set[str]:
+            before = all_keys()
+            Path("d", name).write_text(Path("d", name).read_text() + ".")
+            after = all_keys()
+            return {n for n in before if before[n] != after[n]}
+
+        assert len(set(all_keys().values())) == 3
+        assert moved("blind.jinja") == set()
+        assert moved("describe.jinja") == {"two"}
+        assert moved("ask.jinja") == {"one", "two"}
+
+    def test_another_seed_moves_the_keys_of_what_draws(self) -> None:
+        Path("p").mkdir()
+        Image.new("RGB", (20, 20)).save("p/a.png")
+        Path("q.jsonl").write_text('{"image": "a.png", "question": "what?", "answer": "that"}')
+        text = """
+        stages:
+          images: {stage: images, source: p}
+          known: {stage: questions, images: images, file: q.jsonl}
+          made: {stage: generate, mode: fields, images: images, kinds: [read]}
+        """
+        before, after = keys(text), keys(text, "seed=1")
+        assert {name for name in before if before[name] != after[name]} == {"made"}
+        found = load_pipeline(shipped_root() / "pipelines" / "demo.yaml"), Store(Path("store"))
+        other = load_pipeline(shipped_root() / "pipelines" / "demo.yaml", ("seed=1",)), Store(Path("store"))
+        assert {s.key for s in plan(*found)}.isdisjoint(s.key for s in plan(*other))
 
     def test_hidden_files_are_no_content(self) -> None:
         Path("d").mkdir()

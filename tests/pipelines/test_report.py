@@ -147,6 +147,25 @@ def test_rows_and_what_was_set_aside_are_shown(run: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.startswith("seed 3; made 20")
 
 
+def test_what_draws_nothing_has_no_seed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Runs(Path("runs"))
+    for name, seed in (("x", None), ("y", 5)):
+        with begin(runs.store, "images", name * 40) as out:
+            manifest = {
+                "stage": "images",
+                "key": name * 40,
+                "config": {},
+                "seconds": 1.0,
+                "seed": seed,
+                "libraries": {},
+            }
+            runs.set_link("other", name, commit(out, manifest, {}))
+        assert call("show", "other") == 0
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "; 1.0 s" in line or "; 2.0 s" in line]
+    assert first.startswith("made 20")
+    assert second.startswith("seed 5; made 20")
+
+
 def test_a_report_never_lands_in_the_store(run: Path) -> None:
     with pytest.raises(UserError, match="r/scored is one step"):
         write_report("r/scored", Path("runs"))
