@@ -181,9 +181,12 @@ def show_command(run: str, as_json: bool, rows: int | None, dropped: int | None,
     if rows is None and dropped is None:
         found = collect(run, root)
         click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else text(found))
-    for most, told in ((rows, some_rows), (dropped, some_dropped)):
+    for most, told, none in ((rows, some_rows, "no rows"), (dropped, some_dropped, "no row was set aside")):
+        line = None
         for line in told(run, root, most, as_json) if most is not None else ():
             click.echo(line)
+        if most is not None and line is None and not as_json:
+            click.echo(none)
 
 
 @cli.command("report")

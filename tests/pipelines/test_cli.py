@@ -40,6 +40,8 @@ class TestCommands:
         assert found["numbers"]["counts"] == {"in": 10, "out": {"numbers": 10}, "dropped": {}}
         assert call("show", "toy/numbers") == 0
         assert "10 in, 10 out" in capsys.readouterr().out
+        assert call("show", "toy/numbers", "--dropped") == 0
+        assert capsys.readouterr().out == "no row was set aside\n"
 
     @pytest.mark.parametrize(
         ("words", "message"),
