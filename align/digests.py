@@ -10,25 +10,30 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from align.errors import UserError
 from align.progress import progress
 
 MEMORY = "digests.sqlite"
 
 
-def is_runs(folder: Path) -> bool:
-    """Whether this is a folder of runs: what the program itself keeps is none of the user's content."""
+def users_folders(place: Path, names: list[str]) -> list[str]:
+    """Those of the folders in `place` that are the user's content: what is hidden (a desktop's notes) is not, nor is a
+    folder of runs, nor, where `place` is one itself, the store and the runs in it."""
+    of_runs = {name for name in names if _is_runs(place / name)}
+    if _is_runs(place):
+        of_runs |= {name for name in names if name == "store" or (place / name / "logs").is_dir()}
+    return [name for name in names if not name.startswith(".") and name not in of_runs]
+
+
+def _is_runs(folder: Path) -> bool:
     return (folder / "store" / MEMORY).is_file()
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files that make up the content of a folder, sorted; what is hidden (a desktop's notes about a folder) and
-    folders of runs are passed over. Raises UserError for a folder of runs itself."""
-    if is_runs(folder):
-        raise UserError(f"{folder} is the folder of runs, which changes all the time; name another one with --runs")
+    """The files that make up the content of a folder, sorted; what is hidden is passed over, and what the program keeps
+    there itself."""
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and not is_runs(Path(place) / name)]
+        folders[:] = users_folders(Path(place), folders)
         found += [Path(place) / name for name in files if not name.startswith(".")]
     return sorted(path for path in found if path.is_file())
 

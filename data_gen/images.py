@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from align.artifact import Batch, Out, Store
-from align.digests import is_runs
+from align.digests import users_folders
 from align.errors import UserError, did_you_mean
 from align.hub import HUB_ID, pin
 from align.images import BadImage, Probe, probe
@@ -184,7 +184,7 @@ def list_files(folder: Path) -> list[tuple[str, Path]]:
         found.append(Path(error.filename))
 
     for place, folders, files in os.walk(folder, onerror=closed):
-        folders[:] = [name for name in folders if not name.startswith(".") and not is_runs(Path(place) / name)]
+        folders[:] = users_folders(Path(place), folders)
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         found += [Path(place) / name for name in files + links if not name.startswith(".")]
     return sorted((path.relative_to(folder).as_posix(), path) for path in found)

@@ -8,7 +8,6 @@ import pytest
 
 from align.artifact import Store
 from align.digests import files_below, times
-from align.errors import UserError
 
 
 def of(path: Path, root: Path) -> str:
@@ -50,8 +49,10 @@ def test_a_folder_of_runs_is_no_content(photos: Path) -> None:
     assert of(photos, photos / "runs") == before
     assert times(photos) == seen
     assert [path.name for path in files_below(photos)] == ["a.png", "b.png", "c.png"]
-    with pytest.raises(UserError, match=r"photos/runs is the folder of runs.*--runs"):
-        of(photos / "runs", photos / "runs")
+    assert of(photos, photos) == before  # `--runs .`
+    (photos / "r" / "logs").mkdir(parents=True)
+    (photos / "r" / "logs" / "a.log").write_text("x")
+    assert of(photos, photos) == of(photos, photos / "runs") == before
 
 
 def test_times_notice_a_file_that_was_written_back(photos: Path) -> None:

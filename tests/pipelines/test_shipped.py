@@ -98,17 +98,18 @@ def test_documents_go_through_every_stage_and_the_second_time_nothing_runs(
     assert [line.split()[:2] for line in again[: len(made)]] == [[name, "hit"] for name in made]
 
 
-def test_images_where_the_runs_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("root", ["runs", "."])
+def test_images_where_the_runs_are_kept_too(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`cd photos; vlm-align images source=.`: what the run writes there is none of the photos."""
     monkeypatch.chdir(tmp_path)
     for i in range(3):
         Image.new("RGB", (20, 20), (50 * i, 0, 0)).save(f"{i}.png")
         Path(f"{i}.json").write_text(f'{{"total": "{i}"}}')
     pipeline = single("images", ("source=.", "fields=."))
-    (made,) = run(pipeline, Runs(Path("runs")), Lines()).values()
+    (made,) = run(pipeline, Runs(Path(root)), Lines()).values()
     assert made.manifest["counts"]["out"] == {"images": 3}
     assert made.manifest["counts"]["dropped"] == {"not an image": 3}
     assert sorted(row.text_form or "" for row in rows(made.path / "images", ImageRow)) == [
         f'{{"total": "{i}"}}' for i in range(3)
     ]
-    assert plan_lines(pipeline, Runs(Path("runs"))) == ["images  hit"]
+    assert plan_lines(pipeline, Runs(Path(root))) == ["images  hit"]
