@@ -46,10 +46,16 @@ class Runs:
     def set_link(self, pipeline: str, step: str, artifact: Artifact) -> None:
         link = self.link(pipeline, step)
         link.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(link) and not self._is_own(link):
+            raise UserError(f"{link} is in the way: the step's result is linked there; name another folder with --runs")
         fresh = link.with_name(f".{link.name}.{os.getpid()}")
         fresh.symlink_to(os.path.relpath(artifact.path, link.parent.resolve()))
         fresh.replace(link)
         self._before(pipeline, step).unlink(missing_ok=True)
+
+    def _is_own(self, link: Path) -> bool:
+        """Whether this is a link to an artifact of the store, which is there no more perhaps, and not the user's."""
+        return link.is_symlink() and (link.parent / link.readlink()).resolve().parent == self.store.root / "artifacts"
 
     def begin(self, pipeline: str, steps: list[Planned]) -> None:
         """Link what is there already, and nothing else: a run that stops leaves no results of another one between its
@@ -58,7 +64,7 @@ class Runs:
         for name, artifact in done.items():
             self.set_link(pipeline, name, artifact)
         for link in (self.root / pipeline).glob("[!.]*"):
-            if not link.is_symlink() or link.name in done:
+            if link.name in done or not self._is_own(link):
                 continue
             if link.name in {step.name for step in steps}:
                 link.replace(self._before(pipeline, link.name))

@@ -53,6 +53,22 @@ class TestRun:
         assert said[0] == "logs of the stages: runs/toy/logs"
         assert said[-1] == "the table"
 
+    def test_what_the_user_keeps_beside_the_links_stays(self) -> None:
+        own = Path("runs/toy")
+        own.mkdir(parents=True)
+        Path("photo.png").write_text("photo")
+        (own / "photo.png").symlink_to("../../photo.png")
+        (own / "lost.png").symlink_to("/nowhere/lost.png")
+        go()
+        go()
+        assert (own / "photo.png").read_text() == "photo"
+        assert (own / "lost.png").is_symlink()
+        (own / "scaled").unlink()
+        (own / "scaled").symlink_to("../../photo.png")
+        with pytest.raises(UserError, match="runs/toy/scaled is in the way: .* name another folder with --runs"):
+            go()
+        assert (own / "scaled").read_text() == "photo"
+
     def test_the_second_time_everything_is_a_hit(self) -> None:
         go()
         before = worked()
