@@ -7,7 +7,7 @@ the same answer reasoned, i.e. the chart described first and the conclusion behi
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.demo.charts import COLORS, Bar, Chart
@@ -51,22 +51,31 @@ def _count(rng: random.Random, chart: Chart) -> tuple[str, str, str]:
     return wording, str(len(chart.bars)), ""
 
 
+def _most(bars: Sequence[Bar]) -> str:
+    """The largest value, and the bars up to the one that has it: small models learn to go through a list long before
+    they learn to look up a colour by its value."""
+    most = max(bar.value for bar in bars)
+    upto = [bar.value for bar in bars].index(most)
+    return f"most {most}, " + ", ".join(f"{bar.color} {'yes' if bar.value == most else 'no'}" for bar in bars[: upto + 1])
+
+
 def _compare(rng: random.Random, chart: Chart) -> tuple[str, str, str]:
     if rng.random() < 0.5:
         tallest = max(chart.bars, key=lambda bar: bar.value)
         wording = rng.choice(("Which bar is the tallest?", "Which bar is highest?"))
-        return wording, tallest.color, _words(tallest)
+        return wording, tallest.color, _most(chart.bars)
     a, b = rng.sample(chart.bars, 2)
     wording = rng.choice(("Which bar is taller, {} or {}?", "Which is higher, {} or {}?"))
     taller = max(a, b, key=lambda bar: bar.value)
-    return wording.format(a.color, b.color), taller.color, _words(a, b)
+    return wording.format(a.color, b.color), taller.color, f"{_words(a, b)}, {_most((a, b))}"
 
 
 def _locate(rng: random.Random, chart: Chart) -> tuple[str, str, str]:
     if rng.random() < 0.5:
         index = rng.randrange(len(chart.bars))
         wording = rng.choice(("Which bar is {} from the left?", "What color is the {} bar?"))
-        return wording.format(ORDINALS[index]), chart.bars[index].color, ""
+        counted = ", ".join(f"{ORDINALS[i]} {bar.color}" for i, bar in enumerate(chart.bars[: index + 1]))
+        return wording.format(ORDINALS[index]), chart.bars[index].color, counted
     index = rng.randrange(len(chart.bars) - 1)
     left, right = chart.bars[index : index + 2]
     return rng.choice(_RIGHT).format(left.color), right.color, _words(left, right)

@@ -24,6 +24,14 @@ KNOWN = {
     "How tall is the yellow bar?": NOT_THERE,
     "Describe the chart.": "red 3, blue 7, green 2",
 }
+REASONED = {
+    "Which bar is the tallest?": "Bars: red 3, blue 7, green 2. So most 7, red no, blue yes. Answer: blue",
+    "Which is higher, red or green?": "Bars: red 3, blue 7, green 2. So red 3, green 2, most 3, red yes. Answer: red",
+    "Which bar is third from the left?": (
+        "Bars: red 3, blue 7, green 2. So first red, second blue, third green. Answer: green"
+    ),
+    "Describe the chart.": "Answer: red 3, blue 7, green 2",
+}
 
 
 def test_known_questions_get_their_known_answers() -> None:
@@ -37,6 +45,12 @@ def test_known_questions_get_their_known_answers() -> None:
     for question, answer in KNOWN.items():
         assert answers[question] == {answer}
     assert all(len(found) == 1 for found in answers.values()), "a question has one answer"
+
+
+def test_what_is_reasoned_goes_through_the_chart_step_by_step() -> None:
+    rng = random.Random(4)
+    found = {qa.question: reason(CHART, qa) for kind in KINDS for _ in range(600) for qa in [ask(rng, CHART, kind)]}
+    assert {question: found[question] for question in REASONED} == REASONED
 
 
 def test_each_kind_has_several_wordings() -> None:
