@@ -106,8 +106,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send(int(argument), {"error": {"message": f"never {'x' * 999}"}}, {"Retry-After": "0.01"})
         elif name == "hang":
             time.sleep(3)
+        elif name == "dribble":
+            self.send(200, b" " * 20 + json.dumps(good).encode(), every_s=0.2)
         elif name == "drop":
             self.connection.shutdown(socket.SHUT_RDWR)
+        elif name == "half":  # of a surrogate pair
+            self.send(200, {"choices": [choice("seven \ud83d \U0001f600")] * payload["n"]})
+        elif name == "refusal":
+            self.send(400, {"error": {"message": "half \ud83d a character"}})
         elif name == "html":
             self.send(200, b"<!DOCTYPE html><html>Bad gateway</html>", {"Content-Type": "text/html"})
         elif name == "body":
@@ -136,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send(200, good)
 
-    def send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+    def send(self, status: int, body: Any, headers: dict[str, str] | None = None, every_s: float = 0.0) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json"}.items():
@@ -144,7 +150,11 @@ class Handler(BaseHTTPRequestHandler):
         if headers and "Retry-After" in headers:
             self.send_header("Retry-After", headers["Retry-After"])
         self.end_headers()
-        self.wfile.write(data)
+        for byte in data if every_s else ():
+            self.wfile.write(bytes([byte]))
+            time.sleep(every_s)
+        if not every_s:
+            self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
         pass

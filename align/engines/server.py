@@ -38,6 +38,8 @@ KEPT_IMAGES = 32
 NO_KEY = "none"
 """The client wants a key; the one in OPENAI_API_KEY is not for just any server."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+IN_VAIN = 8
+"""At least so many requests fail before a server that answers plain questions alone is given up."""
 PURE = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Sent to a vLLM of our own, which else takes these from the model's generation_config: the draws come from the model
 as it is."""
@@ -46,7 +48,7 @@ as it is."""
 @contextmanager
 def open_server(config: Server | VLLMServer, log_dir: str | None = None) -> Iterator["ServerEngine"]:
     """The engine, for a `VLLMServer` with the server itself. Raises UserError where no server answers."""
-    from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+    from openai import AsyncOpenAI
 
     with ExitStack() as stack:
         served = None
@@ -57,18 +59,31 @@ def open_server(config: Server | VLLMServer, log_dir: str | None = None) -> Iter
             base_url, key = normal_url(config.base_url), _api_key(config)
         local = urlsplit(base_url).hostname in LOOPBACK
         runner = stack.enter_context(asyncio.Runner())
-        timeout = Timeout(config.timeout_s, connect=min(10.0, config.timeout_s))
+        http = _http_client(config.timeout_s, trust_env=not local)  # no proxy to this machine
         client = AsyncOpenAI(
-            base_url=base_url,
-            api_key=key,
-            max_retries=config.retries,
-            timeout=timeout,
-            http_client=DefaultAsyncHttpxClient(timeout=timeout, trust_env=not local),  # no proxy to this machine
+            base_url=base_url, api_key=key, max_retries=config.retries, timeout=http.timeout, http_client=http
         )
         stack.callback(lambda: runner.run(client.close()))
         if served is None and not _listens(base_url):
             raise UserError(f"base_url {base_url}: no server listens there")
         yield ServerEngine(config, client, runner, served)
+
+
+def _http_client(timeout_s: float, trust_env: bool) -> Any:
+    """A client whose every request ends after `timeout_s` seconds, the whole answer included: the read time-out of
+    HTTP clients is one between two bytes. A time-out is not tried again at once: on a server that has stopped, each
+    trial costs as long again."""
+    from openai import APITimeoutError, DefaultAsyncHttpxClient, Timeout
+
+    class Bounded(DefaultAsyncHttpxClient):  # type: ignore[misc]  # no types without openai
+        async def send(self, request: Any, **more: Any) -> Any:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await super().send(request, **more)
+            except TimeoutError:
+                raise APITimeoutError(request) from None  # its own errors the openai client passes on
+
+    return Bounded(timeout=Timeout(None, connect=min(10.0, timeout_s)), trust_env=trust_env)
 
 
 def normal_url(base_url: str) -> str:
@@ -117,6 +132,7 @@ class ServerEngine:
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._answered = False
         self._failures = 0  # requests in a row that failed for a passing reason
+        self._in_vain = 0  # those of them after which a plain question was answered
         self._parts = Parts()
         self._probing = asyncio.Lock()
 
@@ -230,13 +246,19 @@ class ServerEngine:
 
     async def _passing(self, request: Request, error: str) -> Reply:
         """The reply for a failure that may say nothing about the request. Raises EngineDied at one too many in a row
-        where the server does not answer a plain question either."""
+        where the server does not answer a plain question either, or has never answered any other."""
         reply = Passing(request.id, error=error)
         self._failures += 1
         async with self._probing:
             if self._failures > self._config.concurrency:
                 await self._check_answers(f"{self._failures} requests in a row were not answered", reply)
+                self._in_vain += self._failures
                 self._failures = 0
+                if not self._answered and self._in_vain >= IN_VAIN:
+                    raise EngineDied(
+                        f"the server at {self._client.base_url} answers a plain question, but none of the first "
+                        f"{self._in_vain} requests: {error}"
+                    )
         return reply
 
     async def _check_answers(self, why: str, last: Reply) -> None:
@@ -256,9 +278,8 @@ class ServerEngine:
             return
         else:
             return
-        raise EngineDied(
-            f"the server at {self._client.base_url} does not answer any more: {why}, the last: {last.error}"
-        )
+        silent = "does not answer any more" if self._answered else "does not answer"
+        raise EngineDied(f"the server at {self._client.base_url} {silent}: {why}, the last: {last.error}")
 
     def _payload(self, request: Request, without: set[Part]) -> dict[str, Any]:
         sampling = request.sampling
@@ -338,7 +359,7 @@ def read_reply(request: Request, body: str) -> Reply:
             return Reply(request.id, error=f"the server sent a choice without text: {_line(choice)}")
         if choice.get("finish_reason") == "content_filter":
             return Reply(request.id, error="the server's content filter stopped the answer")
-        texts.append(content)
+        texts.append(_whole(content))
         finish.append("length" if choice.get("finish_reason") == "length" else "stop")
         logprobs.append(_first_logprobs(choice))
     return Reply(request.id, texts, finish, logprobs if request.top_logprobs else [])
@@ -352,7 +373,7 @@ def _first_logprobs(choice: dict[str, Any]) -> dict[str, float]:
         candidates = next((e for e in content if not str(e["token"]).isspace()), content[0])["top_logprobs"]
         found: dict[str, float] = {}
         for entry in candidates:
-            token, value = str(entry["token"]), float(entry["logprob"])
+            token, value = _whole(str(entry["token"])), float(entry["logprob"])
             found[token] = max(value, found.get(token, value))
         return found
     except (KeyError, IndexError, TypeError, ValueError):
@@ -368,4 +389,9 @@ def _status_line(error: "APIStatusError") -> str:
 def _line(value: object) -> str:
     """One line of at most 300 characters."""
     text = value if isinstance(value, str) else str(value) if isinstance(value, BaseException) else json.dumps(value)
-    return " ".join(text.split())[:300] or type(value).__name__
+    return " ".join(_whole(text).split())[:300] or type(value).__name__
+
+
+def _whole(text: str) -> str:
+    """The text with `?` for each half of a surrogate pair, which JSON can spell and no file can hold."""
+    return text.encode(errors="replace").decode()

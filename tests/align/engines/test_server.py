@@ -97,7 +97,9 @@ def test_passing_failures_are_tried_again_after_the_time_the_server_asks_for(fak
         ("always:400", "400: never", 2),
         ("always:422", "422: never", 2),
         ("drop", "connection: ", 6),
-        ("hang", "no answer within 0.5 s", 6),
+        ("hang", "no answer within 0.5 s", 2),
+        ("dribble", "no answer within 0.5 s", 2),
+        ("refusal", "400: half ? a character", 2),
         ("html", "no JSON but '<!DOCTYPE", 1),
         ("nothing", "no JSON but ", 1),
         ("bytes", "no JSON but ", 1),
@@ -130,6 +132,12 @@ def test_choices_are_read_by_their_index_and_cut_ones_marked(fake: Fake) -> None
         turned, cut = engine.generate([ask("reversed", n=3), ask("length")])
     assert [t.split()[1] for t in turned.texts] == ["0", "1", "2"]
     assert cut.finish == ["length"]
+
+
+def test_half_of_a_surrogate_pair_becomes_a_question_mark(fake: Fake) -> None:
+    with open_engine(config(fake)) as engine:
+        (reply,) = engine.generate([ask("half")])
+    assert reply.texts == ["seven ? \U0001f600"]
 
 
 def test_logprobs_of_the_first_token(fake: Fake) -> None:
@@ -180,6 +188,26 @@ def test_an_outage_sets_no_rows_aside(fake: Fake, tmp_path: Path, word: str) -> 
             engine.generate([ask("a"), ask("b"), ask("c", images=[str(tmp_path / "gone")])])
         with pytest.raises(EngineDied, match="5 requests in a row"):
             engine.generate([ask(f"{i}") for i in range(9)])
+
+
+@pytest.mark.parametrize("word", ["hang", "dribble"])
+@pytest.mark.parametrize("requests", [1, 9])
+def test_a_server_that_stays_silent_is_soon_given_up(fake: Fake, word: str, requests: int) -> None:
+    fake.word = word
+    said = r"does not answer: \d requests in a row|does not answer: 1 of 1 requests"
+    settings = config(fake, timeout_s=0.3, retries=5, concurrency=4)
+    with open_engine(settings) as engine, pytest.raises(EngineDied, match=said):
+        engine.generate([ask(f"{i} q") for i in range(requests)])
+    assert fake.attempts["yes."] == 1
+    assert fake.attempts["q"] <= 8  # two at a place in the queue
+
+
+def test_a_server_that_answers_plain_questions_alone_is_given_up(fake: Fake) -> None:
+    said = r"answers a plain question, but none of the first \d+ requests: no answer"
+    settings = config(fake, timeout_s=0.3, concurrency=4)
+    with open_engine(settings) as engine, pytest.raises(EngineDied, match=said):
+        engine.generate([ask(f"{i} hang") for i in range(40)])
+    assert fake.attempts["hang"] < 20
 
 
 @pytest.mark.parametrize("word", ["always:500", "always:503", "drop", "hang"])
