@@ -55,8 +55,9 @@ def _most(bars: Sequence[Bar]) -> str:
     """The largest value, and the bars up to the one that has it: small models learn to go through a list long before
     they learn to look up a colour by its value."""
     most = max(bar.value for bar in bars)
-    upto = [bar.value for bar in bars].index(most)
-    return f"most {most}, " + ", ".join(f"{bar.color} {'yes' if bar.value == most else 'no'}" for bar in bars[: upto + 1])
+    last = [bar.value for bar in bars].index(most)
+    walk = [f"{bar.color} {'yes' if bar.value == most else 'no'}" for bar in bars[: last + 1]]
+    return f"most {most}, " + ", ".join(walk)
 
 
 def _compare(rng: random.Random, chart: Chart) -> tuple[str, str, str]:

@@ -65,7 +65,7 @@ class TestRun:
         assert (own / "lost.png").is_symlink()
         (own / "scaled").unlink()
         (own / "scaled").symlink_to("../../photo.png")
-        with pytest.raises(UserError, match="runs/toy/scaled is in the way: .* name another folder with --runs"):
+        with pytest.raises(UserError, match=r"runs/toy/scaled is in the way: .* name another folder with --runs"):
             go()
         assert (own / "scaled").read_text() == "photo"
 
