@@ -19,6 +19,10 @@ TOP_LOGPROBS = 20  # the most that OpenAI's API gives
 ENOUGH = 0.5
 """Of the probability must lie on the expected words for the token to be one of them."""
 EMPTY = "the answer is empty"
+ALONE = "there is no other candidate of this question to compare with"
+NO_IMAGE = "there is no image to check claims against"
+NO_ANSWER = re.compile(r"the (judge|guard|splitter|checker) did not answer: (.*)", re.DOTALL)
+"""In the reason of a row without a score: which of the models failed, and its engine's error."""
 
 JOINER = "\u2060"
 """WORD JOINER: invisible, and no part of any token that controls."""

@@ -18,7 +18,7 @@ from align.engine import Engine, EngineConfig, Reply, Request, check_engine, ope
 from align.records import Candidate, Message, Sampling, row_seed, text_of
 from align.stage import FileRef
 from align.templates import check_shows, render
-from reward.asking import EMPTY, TOP_LOGPROBS, ask, is_empty, mass, plain, shown
+from reward.asking import EMPTY, NO_IMAGE, TOP_LOGPROBS, ask, is_empty, mass, plain, shown
 from reward.base import Reward, Score
 
 YES_NO = {"yes": 1.0, "no": 0.0}
@@ -72,10 +72,12 @@ class Checking:
             if is_empty(row):
                 found[i] = EMPTY
             elif not row.images:
-                found[i] = "there is no image to check claims against"
+                found[i] = NO_IMAGE
             else:
                 splits[i] = self._split(row)
-        found.update({i: read_claims(reply) or NO_CLAIM for i, reply in ask(self.splitter, splits).items()})
+        for i, reply in ask(self.splitter, splits).items():
+            error = f"the splitter did not answer: {reply.error}"
+            found[i] = error if reply.error else read_claims(reply) or NO_CLAIM
         checks = {
             (i, n): self._check(rows[i], claim, n)
             for i, claims in found.items()
@@ -131,8 +133,10 @@ def score_of(claims: Sequence[str], replies: Sequence[Reply], value: Literal["sh
         found = None if reply.error else holds(reply)
         parts[f"claim {n}: {claim}"] = found
         if found is None and not reason:
-            said = reply.error or repr(reply.texts[0][:80] if reply.texts else "")
+            said = repr(reply.texts[0][:80] if reply.texts else "")
             reason = f"claim {n} got neither yes nor no: {said}"
+            if reply.error:
+                reason = f"the checker did not answer: {reply.error}"
     if reason:
         return Score(None, parts, reason)
     values = [p for p in parts.values() if p is not None]

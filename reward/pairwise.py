@@ -15,7 +15,7 @@ from align.config import shipped
 from align.engine import Engine, Reply
 from align.records import Candidate, row_id, row_seed
 from align.templates import render
-from reward.asking import EMPTY, ask, is_empty, mass, shown
+from reward.asking import ALONE, EMPTY, ask, is_empty, mass, shown
 from reward.base import Score, by_question
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 VERDICTS = {"a": 1.0, "b": 0.0, "c": 0.5}
 """What a verdict is worth to the answer in the first place; c is a tie."""
-ALONE = "there is no other candidate of this question to compare with"
 KEPT = 64  # questions whose scores are kept for the rows of the next shard
 _LETTER = re.compile(r"(?<![A-Za-z])([ABC])(?![A-Za-z'’])")
 _ARTICLE = re.compile(r"\bA(?= (?:tie|draw|better|correct|good)\b)")  # "A tie." names no answer

@@ -1,21 +1,31 @@
 """The stage that scores candidates with a reward.
 
 In: candidates. Out: the same rows with score and parts; those that could not be scored are set aside with the reason,
-so that a failure is never taken for a bad answer.
+so that a failure is never taken for a bad answer. Where a model behind the reward answers nothing at all, the stage
+stops.
 """
 
 import math
+import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from align.artifact import Batch, Out, count_rows, rows
-from align.records import Candidate, Scored, dropped
+from align.records import Candidate, Dropped, Scored, dropped
 from align.stage import RUNTIME, Metrics, PortType, Ref, Stage
+from align.unanswered import stop_unanswered
+from reward.asking import ALONE, EMPTY, NO_ANSWER, NO_IMAGE
 from reward.base import Reward, Score, by_question, score_among
-from reward.load import RewardConfig, is_relative
+from reward.claims import Claims
+from reward.combine import Combine
+from reward.guard import Guard
+from reward.judge import Judge
+from reward.load import Kind, RewardConfig, is_relative
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 BINS = 20
@@ -56,7 +66,43 @@ class ScoreStage(Stage):
                 shard=self.shard,
                 label="candidates",
             )
-        return summary(out)
+        metrics = summary(out)
+        self._stop_unanswered(out, metrics.get("parts", {}))
+        return metrics
+
+    def _stop_unanswered(self, out: Out, parts: Mapping[str, float]) -> None:
+        """Stop where a model failed on every row that it was asked about; of a combination, that of any reward."""
+        if not isinstance(self.reward, Combine):
+            if not out.rows_out["scored"]:
+                _stop_where_silent(out, "reward", self.reward, lambda row: row.detail)
+            return
+        for name, reward in self.reward.rewards.items():
+            if name not in parts:
+                reason = partial(reason_of, name, list(self.reward.rewards))
+                _stop_where_silent(out, f"reward.rewards.{name}", reward, reason)
+
+
+def _stop_where_silent(out: Out, key: str, reward: Kind, reason: Callable[[Dropped], str]) -> None:
+    """Stop where every reason why there is no score from this reward is a model's silence. Raises UserError."""
+    found = Counter(why for row in rows(out.path / "dropped", Dropped) if (why := reason(row)))
+    silent = Counter(said[1] for why in found.elements() if (said := NO_ANSWER.search(why)))
+    if silent and all(NO_ANSWER.search(why) or why in (EMPTY, ALONE, NO_IMAGE) for why in found):
+        role = silent.most_common(1)[0][0]
+        checker = getattr(reward, "checker", None) if role == "checker" else None
+        model = (checker or reward.engine).model if isinstance(reward, Judge | Claims | Guard) else ""
+
+        def error_of(row: Dropped) -> str:
+            said = NO_ANSWER.search(reason(row))
+            return said[2] if said and said[1] == role else ""
+
+        stop_unanswered(out, error_of, f"{key}: the {role} {model!r}")
+
+
+def reason_of(name: str, names: Sequence[str], row: Dropped) -> str:
+    """Why one of several combined rewards has no score for a row; empty where that is not said."""
+    several = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    _, *said = re.split(rf"(?:^|; )({several}): ", row.detail)
+    return dict(zip(said[::2], said[1::2], strict=True)).get(name, "")
 
 
 def scored(candidates: list[Candidate], scores: list[Score]) -> Batch[Scored]:

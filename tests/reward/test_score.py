@@ -162,3 +162,56 @@ def test_model_and_rubric_of_a_nested_judge_are_references(tmp_path: Path) -> No
     assert seen[("reward", "rewards", "j", "engine", "model")] == "sft"
     assert seen[("reward", "rewards", "j", "rubric")] == "configs/prompts/judge/rubric.jinja"
     assert mapped.reward.rewards["j"].engine.model == "SFT"  # type: ignore[union-attr]
+
+
+def no_images(asked: Asked) -> Answer:
+    return Answer("this model takes no images", status=400)
+
+
+def test_a_judge_that_refuses_everything_stops_the_stage_until_it_answers(tmp_path: Path) -> None:
+    found = [candidate(str(i), id=f"c{i}") for i in range(4)] + [candidate(" ", id="empty")]
+    store, source = written(tmp_path, found)
+    for _ in range(2):
+        with chat_server(no_images) as server:
+            said = "^reward: the judge 'judge' answered none of 4 requests; it says: 400: this model takes no images"
+            with pytest.raises(UserError, match=said):
+                run(store, stage(source, judge(server.base_url), shard=2))
+    with chat_server(lambda asked: Answer("4")) as server:
+        out, metrics = run(store, stage(source, judge(server.base_url), shard=2))
+    assert (metrics["mean"], metrics["unscored"]) == (0.75, 1)
+    assert [row.id for row in rows(out.path / "dropped", Dropped)] == ["empty"]
+
+
+def test_a_judge_behind_a_gate_stops_the_stage_too(tmp_path: Path) -> None:
+    """Where the gate is shut there is a score, which says nothing about the judge."""
+    found = [candidate("red", "red", id="passes"), candidate("blue", "red", id="shut")]
+    store, source = written(tmp_path, found)
+    gate = {"reward": "rules", "rules": [{"rule": "exact"}]}
+    with chat_server(no_images) as server:
+        both = {"reward": "combine", "rewards": {"a": gate, "b": judge(server.base_url)}, "gates": {"a": 0.5}}
+        with pytest.raises(
+            UserError, match=r"^reward\.rewards\.b: the judge 'judge' answered none of 1 requests; .*400"
+        ):
+            run(store, stage(source, both))
+
+
+def test_a_checker_that_refuses_everything_stops_the_stage(tmp_path: Path) -> None:
+    store, source = written(
+        tmp_path, [candidate("red", images=[png(tmp_path / "i.png")], id=f"c{i}") for i in range(3)]
+    )
+    with chat_server(lambda asked: Answer("- it is red")) as splits, chat_server(no_images) as checks:
+        engine, checker = judge(splits.base_url)["engine"], {**judge(checks.base_url)["engine"], "model": "looks"}
+        reward = {"reward": "claims", "engine": engine, "checker": checker}
+        with pytest.raises(UserError, match=r"^reward: the checker 'looks' answered none of 3 requests; it says: 400"):
+            run(store, stage(source, reward))
+
+
+def test_a_judge_that_answers_once_or_without_a_rating_is_no_outage(tmp_path: Path) -> None:
+    store, source = written(tmp_path, [candidate(str(i), id=f"c{i}") for i in range(4)])
+
+    def moody(asked: Asked) -> Answer:
+        return Answer("no rating") if "Answer to rate: 0" in asked.text else no_images(asked)
+
+    with chat_server(moody) as server:
+        _, metrics = run(store, stage(source, judge(server.base_url)))
+    assert metrics == {"unscored": 4, "mean": None}
