@@ -4,9 +4,10 @@ In: questions with known answers of the evaluation split, and models by name, th
 prediction to every question, and a table: accuracy with a 95 % interval over images, overall and by kind of question,
 and each model's difference to the base and to the one before it, with a p-value. Greedy, one model at a time. A request
 that the engine refuses counts as wrong and is counted as unanswered too; an engine that is down stops the stage, since
-that says nothing about the model.
+that says nothing about the model, and so does a model that answers nothing at all.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,9 +18,10 @@ from align.artifact import Batch, Out, rows
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.errors import UserError
 from align.metrics import METRICS, Estimate, final_answer, paired, rate, reference_answer
-from align.records import QA, Prediction, Row, Sampling, dropped, row_id, row_seed, text_of
+from align.records import QA, Prediction, Row, Sampling, dropped, read_parquet, row_id, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
 from align.templates import asked, check_shows
+from align.unanswered import BAD_IMAGE
 
 Metric = Literal["exact", "relaxed", "anls"]
 TITLES = {"exact": "exact match", "relaxed": "relaxed accuracy", "anls": "ANLS"}
@@ -71,6 +73,7 @@ class Evaluate(Stage):
         with ExitStack() as stack:
             up: list[str] = []
             engine: list[Engine] = []
+            errors: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
             def answers(model: str, tasks: list[Task]) -> list[Prediction]:
                 if up != [model]:
@@ -78,6 +81,7 @@ class Evaluate(Stage):
                     up[:] = [model]
                     engine[:] = [stack.enter_context(open_engine(self.models[model]))]
                 replies = {r.id: r for r in engine[0].generate([self.request(t.qa) for t in tasks])}
+                errors[model].update(r.error for r in replies.values() if r.error)
                 return [self.prediction(t, replies.get(t.qa.id)) for t in tasks]
 
             def work(chunk: list[Task]) -> Batch[Prediction]:
@@ -94,6 +98,11 @@ class Evaluate(Stage):
         found = list(rows(out.path / "predictions", Prediction))
         if not found:
             raise UserError("input: there is no question of the evaluation split to ask")
+        for name, config in self.models.items():
+            answered = [p.metrics["answered"] for p in found if p.model == name]
+            if not any(answered):
+                ask_again(out, name)
+                raise UserError(f"models.{name}: {unanswered(config.model, len(answered), errors[name])}")
         return compare(found, list(self.models), list(self.metrics), self.seed)
 
     def tasks(self) -> Iterator[Task]:
@@ -138,6 +147,23 @@ class Evaluate(Stage):
     def summary_of(cls, metrics: Metrics) -> str:
         """The table."""
         return table(metrics)
+
+
+def ask_again(out: Out, model: str) -> None:
+    """Have the next run ask a model's questions again."""
+    for part in sorted((out.path / "predictions").glob("part-*.parquet")):
+        if any(p.model == model for p in read_parquet([part], Prediction)):
+            (out.path / "shards" / f"{part.stem}.json").unlink()
+
+
+def unanswered(model: str, requests: int, errors: Counter[str]) -> str:
+    """What is said of a model that answered none of its requests; of the errors, as far as this run has seen them, the
+    most common one that is about the model."""
+    said = [error for error, _ in errors.most_common()]
+    error = next((e for e in said if not e.startswith(BAD_IMAGE)), "")
+    if said and not error:
+        return f"none of the {requests} questions' images can be read; {said[0]}"
+    return f"{model!r} answered none of {requests} requests" + (f"; it says: {error}" if error else "")
 
 
 def unfit(qa: QA) -> str:

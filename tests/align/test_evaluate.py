@@ -142,6 +142,28 @@ def test_refused_requests_are_wrong_and_counted(tmp_path: Path) -> None:
     assert "unanswered" in table(metrics)
 
 
+def test_a_model_that_refuses_everything_stops_the_stage_until_it_answers(tmp_path: Path) -> None:
+    def refuses(asked: Asked) -> Answer:
+        return Answer("takes no images", status=400)
+
+    found = [qa(i) for i in range(5)]
+    bench = Bench(tmp_path, found, {"base": right_below(2), "sft": refuses})
+    for _ in range(2):
+        said = "^models.sft: 'sft-model' answered none of 5 requests; it says: 400: takes no images"
+        with pytest.raises(UserError, match=said):
+            bench.run(shard=2)
+    bench.models = {"base": right_below(0), "sft": right_below(9)}
+    _, metrics, asked = bench.run(shard=2)
+    assert [metrics["models"][name]["exact"]["value"] for name in bench.models] == [0.4, 1.0]
+    assert sorted(a.model for a in asked) == ["base-model", *["sft-model"] * 5]  # one of base's in a shard with sft's
+
+
+def test_images_that_are_gone_are_no_wrong_answers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [qa(i, images=[str(tmp_path / "gone.png")]) for i in range(2)], {"base": right_below(2)})
+    with pytest.raises(UserError, match=r"models\.base: none of the 2 questions' images can be read; image: missing"):
+        bench.run()
+
+
 def test_an_outage_is_no_wrong_answer(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [qa(i) for i in range(4)], {"base": right_below(9)})
 
