@@ -91,6 +91,22 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         parse_overrides(["word"])
 
 
+def test_what_an_alias_shares_is_set_in_one_place_alone(tmp_path: Path) -> None:
+    data, _ = read_yaml(
+        write(tmp_path / "z.yaml", "a: &a {x: {n: 1}, l: [{n: 1}]}\nb: *a\nc: {<<: *a, y: 2}\nd: [*a]\n")
+    )
+    shared = {"x": {"n": 1}, "l": [{"n": 1}]}
+    set_at(data, ("b", "x", "n"), 3)
+    set_at(data, ("c", "l", 0, "n"), 4)
+    set_at(data, ("d", 0, "x", "m"), 5)
+    assert data == {
+        "a": shared,
+        "b": {**shared, "x": {"n": 3}},
+        "c": {**shared, "l": [{"n": 4}], "y": 2},
+        "d": [{**shared, "x": {"n": 1, "m": 5}}],
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     [
