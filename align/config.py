@@ -22,9 +22,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Config(BaseModel):
-    """Base of everything a user writes: frozen, and an unknown key is an error."""
+    """Base of everything a user writes: frozen; an unknown key is an error, and so is a number that is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Word(NamedTuple):

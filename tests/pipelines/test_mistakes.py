@@ -87,6 +87,24 @@ def test_a_wrong_word_is_named(word: str, said: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize(
+    ("kind", "words", "key"),
+    [
+        ("reject", "min_score=N", "min_score"),
+        ("reject", "margin=N", "margin"),
+        ("sample", "samplers=[{name: a, n: 1, engine: {engine: transformers, model: m}, temperatures: [1, N]}]",
+         "samplers[0].temperatures[1]"),
+        ("score", "reward={reward: judge, engine: {engine: server, model: m, base_url: 'http://h', timeout_s: N}}",
+         "reward.engine.timeout_s"),
+        ("sft", "batch_size=N", "batch_size"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_refused_where_there_is_no_bound(kind: str, words: str, key: str, number: str) -> None:
+    with pytest.raises(UserError, match=rf"^vlm-align {kind}: {re.escape(key)}: .* is expected, not -?(nan|inf)$"):
+        single(kind, ("input=x", *(("model=m",) if kind == "sft" else ()), words.replace("N", number)))
+
+
 def test_a_mistyped_required_key_is_one_mistake() -> None:
     with pytest.raises(UserError) as raised:
         single("filter", ("inpt=x",))
