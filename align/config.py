@@ -148,6 +148,8 @@ def _lines_of(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], 
             line = key.start_mark.line + 1
             if key.value in seen:
                 problems.append(f"{name}:{line}: {dotted((*path, key.value))}: the key stands here twice")
+            if key.tag not in _TEXT_KEYS:
+                problems.append(f"{name}:{line}: {dotted((*path, key.value))}: a key is text: put it in quotes")
             seen.add(key.value)
             lines[(*path, key.value)] = line
             _lines_of(value, (*path, key.value), lines, problems, name)
@@ -157,6 +159,8 @@ def _lines_of(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], 
             _lines_of(value, (*path, i), lines, problems, name)
 
 
+_TEXT_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+"""Text, and `<<`; `on` and `2024` are none."""
 _KEY = re.compile(r"[^.\[\]=]+(\[\d+\])*")
 
 

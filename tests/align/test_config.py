@@ -58,6 +58,9 @@ def test_unknown_union_member_lists_what_there_is(tmp_path: Path) -> None:
     [
         ("a: 1\na: 2\n", ":2: a: the key stands here twice"),
         ("a:\n  b: 1\n  b: 2\n", ":3: a.b: the key stands here twice"),
+        ("2024: 1\n", ":1: 2024: a key is text: put it in quotes"),
+        ("a:\n  b: {on: 1, 'off': 2, <<: {}}\n", ":2: a.b.on: a key is text: put it in quotes"),
+        ("a: [{null: 1}]\n", ":1: a[0].null: a key is text: put it in quotes"),
         ("a: [1\n", "not valid YAML"),
         ("- 1\n", "a mapping of keys to values is expected, not list"),
         ("", "a mapping of keys to values is expected, not NoneType"),
