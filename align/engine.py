@@ -6,6 +6,7 @@ stages and rewards depend on, and it imports no engine.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -87,9 +88,16 @@ class Server(_OverHTTP):
     @field_validator("base_url")
     @classmethod
     def _http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"a URL like http://127.0.0.1:8000/v1 is expected, not {value!r}")
+        expected = f"a URL like http://127.0.0.1:8000/v1 is expected, not {value!r}"
+        try:
+            parts = urlsplit(value)
+            port = parts.port
+        except ValueError as error:  # half of an IPv6 address, a port beyond 65535
+            raise ValueError(f"{expected}: {error}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", value):
+            raise ValueError(expected)
+        if "?" in value or "#" in value:
+            raise ValueError(f"{expected}: nothing after the path is sent")
         return value
 
 

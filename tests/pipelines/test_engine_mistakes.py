@@ -1,10 +1,14 @@
 """What a user can get wrong about an engine is said in one line, with exit code 2, before any model is loaded."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from align.artifact import Store, begin, commit
+from align.config import Source, build
+from align.engine import Server
+from align.errors import UserError
 from align.records import QA, Candidate, ImageRow
 from pipelines.cli import _exit_code, cli
 
@@ -25,6 +29,7 @@ STAGES = {
     "evaluate": "input={rows} models={{base:•{engine}}}",
 }
 ROWS = {"generate": ("images", "images", ImageRow), "score": ("sample", "candidates", Candidate)}
+URL = "base_url: a URL like http://127.0.0.1:8000/v1 is expected, not"
 QUESTIONS = ("generate", "questions", QA)
 
 
@@ -48,3 +53,23 @@ def test_a_mistake_about_an_engine_is_one_line(
     assert said.startswith("error: ")
     assert ENGINES[engine].replace("HERE", str(tmp_path)) in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000", "ftp://h", "http://", "http://h:99999", "http://h:abc", "http://h:0/v1", "http://h:-1",
+        "http://[::1", "http://my host/v1", "http://h/v1 ", "http://h/openai?api-version=1", "http://h/v1#x",
+    ],
+)  # fmt: skip
+def test_a_url_that_no_request_can_go_to_is_one_line_before_anything_runs(url: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{URL} {url!r}")) as raised:
+        build(Server, {"engine": "server", "model": "m", "base_url": url}, Source("f.yaml"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000/v1", "https://h", "http://[::1]:8000", "https://u:p@h.org:65535/a/b/"]
+)
+def test_a_url_is_taken_as_it_is(url: str) -> None:
+    assert build(Server, {"engine": "server", "model": "m", "base_url": url}, Source("f.yaml")).base_url == url
