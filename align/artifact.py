@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -56,7 +56,11 @@ class Store:
 
     def digest(self, path: Path) -> str:
         """sha256 of a file, or of a folder's relative names and contents; remembered while size and times hold."""
-        return Digests(self.root).of(path)
+        return self.digests([path])[0]
+
+    def digests(self, paths: Sequence[Path]) -> list[str]:
+        """The same of each of many."""
+        return Digests(self.root).of_all(paths)
 
 
 @dataclass(frozen=True)
@@ -233,10 +237,11 @@ class Out:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Write JSON whole or not at all. Of a path that is no UTF-8 the odd bytes are written as JSON's `\\udcxx`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 

@@ -7,6 +7,7 @@ believed while a file's size and times hold; losing it costs nothing but time.
 import hashlib
 import os
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -56,19 +57,26 @@ class Digests:
 
     def of(self, path: Path) -> str:
         """sha256 of a file, or of a folder's relative names and contents."""
-        path = path.resolve()
+        return self.of_all([path])[0]
+
+    def of_all(self, paths: Sequence[Path]) -> list[str]:
+        """The same of each of many."""
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         with closing(_Memory(self._memory)) as memory:
-            if not path.is_dir():
-                return memory.digest(path)
-            files = files_below(path)
-            whole = hashlib.sha256()
-            with progress(len(files), "reading files") as bar:
-                for file in files:
-                    name = file.relative_to(path).as_posix()
-                    whole.update(os.fsencode(name) + f"\0{memory.digest(file)}\n".encode())
-                    bar.update(1)
-            return whole.hexdigest()
+            return [_digest(memory, path.resolve()) for path in paths]
+
+
+def _digest(memory: "_Memory", path: Path) -> str:
+    if not path.is_dir():
+        return memory.digest(path)
+    files = files_below(path)
+    whole = hashlib.sha256()
+    with progress(len(files), "reading files") as bar:
+        for file in files:
+            name = file.relative_to(path).as_posix()
+            whole.update(os.fsencode(name) + f"\0{memory.digest(file)}\n".encode())
+            bar.update(1)
+    return whole.hexdigest()
 
 
 class _Memory:

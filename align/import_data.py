@@ -13,10 +13,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, ValidationError
 
 from align.artifact import Batch, Out
+from align.config import shipped
 from align.errors import UserError
 from align.images import BadImage, probe
 from align.interchange import Form, Unfit, from_record, row_of
-from align.interchange_files import files_of, picture, read_source
+from align.interchange_files import files_of, found_below, named_images, picture, read_source
 from align.records import QA, Pair, Row, dropped
 from align.stage import RUNTIME, FolderRef, Metrics, Outside, PortType, Stage, UnusedSeed
 
@@ -46,6 +47,13 @@ class ImportData(Stage):
     def check(self) -> None:
         """There is something of this form."""
         files_of(Path(self.source), self.form)
+
+    def reads(self, key: str) -> tuple[str, ...] | None:
+        """Of a file the images that it names, as far as they are there: one that comes later is another input."""
+        source = shipped(Path(self.source).expanduser())
+        if key != "source" or self.images is not None or not source.is_file():
+            return None
+        return tuple(sorted({name for name in named_images(source) if found_below(source.parent, name)}))
 
     def run(self, out: Out) -> Metrics:
         """Record by record; a row's id depends on its file and place alone, or is its own."""
@@ -77,6 +85,8 @@ class ImportData(Stage):
         return {"form": self.form, "records": total}
 
     def _rows(self, entry: Entry, folders: list[Path], out: Out) -> Iterator[QA | Pair]:
+        if not _is_text(entry.record):
+            raise Unfit("values", "a text holds half of a surrogate pair, which is no character")
         made = []
         for part, found in enumerate(from_record(entry.record, self.form)):
             kept = [self._keep(value, folders, out) for value in found.images]
@@ -100,3 +110,12 @@ class ImportData(Stage):
         digest = hashlib.sha256(data).hexdigest()
         suffix = Path(name).suffix if Path(name).stem == digest else _SUFFIXES.get(kind, f".{kind.lower()}")
         return str(out.store.add_blob(data, suffix))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether every string in a record is text that a file can hold; JSON can spell half of a surrogate pair."""
+    if isinstance(value, dict):
+        return all(_is_text(one) for pair in value.items() for one in pair)
+    if isinstance(value, list):
+        return all(map(_is_text, value))
+    return not isinstance(value, str) or not any("\ud800" <= c <= "\udfff" for c in value)

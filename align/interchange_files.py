@@ -8,6 +8,7 @@ images there.
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,19 @@ def files_of(source: Path, form: Form) -> list[Path]:
 
 
 def _from_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    with _open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_A_GROUP):
-                yield from batch.to_pylist()
+            yield file
     except pa.ArrowException as error:
         raise UserError(f"{path}: cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
@@ -195,6 +202,35 @@ def _from_datasets(path: Path) -> Iterator[dict[str, Any]]:
     found = datasets.load_from_disk(str(path)).with_format("arrow")
     for start in range(0, len(found), ROWS_A_GROUP):
         yield from found[start : start + ROWS_A_GROUP].to_pylist()
+
+
+def named_images(source: Path) -> Iterator[str]:
+    """The paths of images that the records of a file name; no pixels are read. Raises UserError."""
+    for record in _image_columns(source) if source.suffix == ".parquet" else read_records(source):
+        found = record if isinstance(record, dict) else {}
+        for value in (found.get("image"), found.get("images")):
+            for one in value if isinstance(value, list) else [value]:
+                name = (one.get("path") or one.get("image")) if isinstance(one, dict) else one
+                if isinstance(name, str) and name and "://" not in name and not name.startswith("data:"):
+                    yield name
+
+
+def _image_columns(path: Path) -> Iterator[dict[str, Any]]:
+    with _open_parquet(path) as file:
+        schema = file.schema
+        leaves = [schema.column(i).path for i in range(len(schema))]
+        wanted = [p for p in leaves if p.split(".")[0] in ("image", "images") and not p.endswith(".bytes")]
+        for batch in file.iter_batches(columns=wanted) if wanted else ():
+            yield from batch.to_pylist()
+
+
+def found_below(folder: Path, name: str) -> Path | None:
+    """The file of that name below a folder; None where there is none, or it lies outside."""
+    try:
+        path = (folder / name).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except (OSError, ValueError):  # no name that a file can have
+        return None
 
 
 def picture(value: Any, folders: list[Path]) -> tuple[bytes, str]:
@@ -210,7 +246,7 @@ def picture(value: Any, folders: list[Path]) -> tuple[bytes, str]:
     if "://" in value or value.startswith("data:"):
         raise Unfit("image url", f"{value[:80]}: images are read from files")
     for folder in folders:
-        path = (folder / value).resolve()
-        if path.is_relative_to(folder.resolve()) and path.is_file():
+        path = found_below(folder, value)
+        if path is not None:
             return path.read_bytes(), path.name
     raise Unfit("no image file", f"{value} is not below {' or '.join(map(str, folders))}")

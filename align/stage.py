@@ -78,7 +78,7 @@ class Stage(Config):
 
     def reads(self, key: str) -> tuple[str, ...] | None:
         """The files that the stage reads of the user's folder that is the value of `key`: these alone enter the cache
-        key. None: all."""
+        key. None: all. Of a file: those beside it that enter the cache key too."""
         return None
 
     @classmethod

@@ -233,15 +233,22 @@ class _Resolver:
             raise UserError(f"{value!r} does not exist{f'; did you mean the stage {near[0]!r}?' if near else ''}")
         if ref is not None and ref.to == "folder" and not path.is_dir():
             raise UserError(f"{value!r} is no folder")
-        names = self.reads(dotted(at)) if path.is_dir() else None
-        if names is not None:
-            return "+".join(self._digest(path / name) for name in names), str(path.absolute())
-        return self._digest(path), str(path.absolute())
+        names = self.reads(dotted(at))
+        if names is not None and path.is_dir():
+            return "+".join(self._digests([path / name for name in names])), str(path.absolute())
+        key = self._digest(path)
+        if names:
+            beside = self._digests([path.parent / name for name in names])
+            key += f"+{hashlib.sha256(json.dumps([names, beside]).encode()).hexdigest()}"
+        return key, str(path.absolute())
 
     def _digest(self, path: Path) -> str:
-        digest = self.store.digest(path)
-        self.outside.append((str(path.absolute()), digest))
-        return f"sha256:{digest}"
+        return self._digests([path])[0]
+
+    def _digests(self, paths: list[Path]) -> list[str]:
+        digests = self.store.digests(paths)
+        self.outside += [(str(path.absolute()), digest) for path, digest in zip(paths, digests, strict=True)]
+        return [f"sha256:{digest}" for digest in digests]
 
     def _model(self, value: str) -> tuple[str, str]:
         path = Path(value).expanduser()

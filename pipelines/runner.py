@@ -172,7 +172,8 @@ def _begin_from(step: Planned, out: Out, say: "Say") -> dict[str, str]:
 
 def changed_files(step: Planned, store: Store) -> str:
     """The first file or folder of the user's whose content is no longer what the key says."""
-    return next((path for path, digest in step.outside if store.digest(Path(path)) != digest), "")
+    now = store.digests([Path(path) for path, _ in step.outside])
+    return next((path for (path, digest), is_now in zip(step.outside, now, strict=True) if is_now != digest), "")
 
 
 def _versions() -> dict[str, str]:

@@ -236,6 +236,17 @@ class TestForeign:
         assert len({r.id for r in found}) == 4
         assert found[0].image_id == Path(found[0].images[0]).stem
 
+    def test_half_of_a_surrogate_pair_is_that_records_fault(self, tmp_path: Path, store: Store) -> None:
+        def talk(text: str) -> list[dict[str, str]]:
+            return [{"from": "human", "value": "What?"}, {"from": "gpt", "value": text}]
+
+        records = [{"id": 1, "conversations": talk("half \ud83d")}, {"id": 2, "conversations": talk("\U0001f600")}]
+        records.append({"id": 3, "image": "x\udc00.png", "conversations": talk("a")})
+        records.append({"id": 4, "image": "x\0.png", "conversations": talk("a")})
+        found, _, out = self.take(tmp_path, store, "llava", records)
+        assert [r.completion[0].content for r in found] == ["\U0001f600"]
+        assert out.reasons == {"values": 2, "no image file": 1}
+
     def test_sharegpt_preferences(self, tmp_path: Path, store: Store) -> None:
         record = {
             "conversations": [{"from": "human", "value": "<image>Where?"}], "images": ["a.png"],
