@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, GetCoreSchemaHandler
+from pydantic_core import core_schema
 
 from align.config import Config, KeyPath
 from align.records import Row
@@ -23,20 +24,34 @@ Metrics = dict[str, Any]
 B = TypeVar("B", bound=BaseModel)
 
 
+class _Named:
+    """A marker of values that name something: an empty one, such as a shell variable that is not set, names nothing,
+    and read as a path it would be the current folder."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(_named, handler(source))
+
+
+def _named(value: Any) -> Any:
+    if "" in (value if isinstance(value, list | tuple) else [value]):
+        raise ValueError("a name or a path is expected, not an empty text")
+    return value
+
+
 @dataclass(frozen=True)
-class Ref:
+class Ref(_Named):
     """The value names an output of a stage above: `stage`, or `stage/port` where it has several."""
 
     to: PortType
 
 
 @dataclass(frozen=True)
-class Outside:
+class Outside(_Named):
     """The value is a path of the user's; its content enters the key."""
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(_Named):
     """The value is a data set's id on the hub, `org/name[@revision]`; its commit enters the key, and a running stage
     finds the commit behind the `@`."""
 
