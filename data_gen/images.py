@@ -4,24 +4,23 @@ In: a folder (a stage's or the user's) or a Hugging Face data set, and perhaps a
 `ImageRow` an image, its bytes as found in the store's blobs; what is no usable image is set aside with a reason.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from align.artifact import Batch, Out, Store
 from align.digests import users_folders
-from align.errors import UserError, did_you_mean
+from align.errors import UserError
 from align.hub import HUB_ID, pin
 from align.images import BadImage, Probe, probe
-from align.records import ImageRow, Row, Split, dropped, read_parquet, row_id, write_parquet
+from align.records import Dropped, ImageRow, Split, dropped, read_parquet, row_id, write_parquet
 from align.stage import RUNTIME, Dataset, FolderRef, Metrics, Stage, UnusedSeed
+from data_gen.image_sets import Found, from_dataset
 
 MIN_SIDE = 8
 """Pixels below which nothing can be asked about an image (spacers, tracking pixels)."""
@@ -32,16 +31,6 @@ MAX_BYTES = 256 * 1024 * 1024
 REASONS = {"missing": "unreadable", "broken": "unreadable", "unidentified": "not an image"}
 SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 TEXT_SUFFIXES = (".json", ".csv", ".txt", ".md")
-
-
-class Found(Row):
-    """Bytes that may be an image; `id` is their sha256. They are in `data`, or still in the file at `path`."""
-
-    name: str
-    path: str | None = None
-    first: str | None = None  # the name under which the same bytes came before
-    problem: str | None = None  # why they could not be read
-    data: bytes | None = Field(default=None, exclude=True, repr=False)
 
 
 class Images(Stage):
@@ -123,11 +112,22 @@ class Images(Stage):
         out.map_rows(
             mark_repeats(found, self.split), total, work, {"images": ImageRow}, shard=self.shard, label="images"
         )
+        if not files and not out.rows_out["images"]:
+            _stop_without_image(out, f"{'source' if self.source else 'dataset'}: {self.source or self.dataset}")
         parts = sorted((out.path / "images").glob("part-*.parquet"))
         if self.split != "folders" and 0 < self.split < 1:
             fill_sides(parts)
         made = read_parquet(parts, ImageRow)
         return {**_metrics(made), **({"commit": commit} if commit else {})}
+
+
+def _stop_without_image(out: Out, name: str) -> None:
+    """Say what is wrong with the first row of a data set that has no usable image; the next run begins anew, since
+    files of the hub may be there by then. Raises UserError."""
+    first = next(read_parquet(sorted((out.path / "dropped").glob("part-*.parquet")), Dropped), None)
+    out.clear()
+    why = f"none of {out.rows_in} is a usable image; the first: {first.reason}, {first.detail}" if first else "no row"
+    raise UserError(f"{name}: {why}")
 
 
 def check_folder(key: str, folder: Path) -> None:
@@ -298,56 +298,6 @@ def fill_sides(parts: list[Path]) -> None:
 
 def _place(digest: str) -> int:
     return int(row_id("split", digest), 16)
-
-
-def from_dataset(
-    name: str, commit: str | None, column: str, split: str, limit: int | None
-) -> tuple[Iterator[Found], int]:
-    """Stream a data set from the hub, or from a folder of its files, with the images' bytes as stored in it."""
-    import datasets
-
-    try:
-        stream = datasets.load_dataset(name, split=split, streaming=True, revision=commit)
-    except Exception as error:  # every builder of `datasets` has errors of its own
-        key = "source" if commit is None else "dataset"
-        raise UserError(f"{key}: {name}: {(str(error).splitlines() or [''])[0]}") from None
-    columns = list(stream.column_names or next(iter(stream), {}))
-    if column not in columns:
-        raise UserError(f"column: {name} has no column {column!r}{did_you_mean(column, columns)}")
-    if isinstance((stream.features or {}).get(column), datasets.Image):
-        stream = stream.cast_column(column, datasets.Image(decode=False))
-    known = stream.info.splits[split].num_examples if split in (stream.info.splits or {}) else None
-    total = min(limit or known, known) if known else limit or 0
-    rows = islice(stream.select_columns([column]), limit)
-    return (from_value(f"{index:08d}", row[column], name) for index, row in enumerate(rows)), total
-
-
-def from_value(name: str, value: Any, source: str) -> Found:
-    """One cell of an image column: bytes, a path, or a dict of both. Only files of the data set `source` itself (a
-    folder, or a hub id) are opened: a path in a row is a stranger's."""
-    cell = value if isinstance(value, dict) else {"path": value} if isinstance(value, str) else {"bytes": value}
-    data, path = cell.get("bytes"), cell.get("path")
-    try:
-        if data is None and path and not _within(str(path), source):
-            return Found(id=row_id(name), name=name, problem=f"unreadable: {path} is no file of the data set")
-        if data is None and path:
-            import fsspec  # type: ignore[import-untyped]
-
-            with fsspec.open(path, "rb") as file:
-                data = file.read()
-    except Exception as error:  # every file system of fsspec has errors of its own
-        return Found(id=row_id(name), name=name, problem=f"unreadable: {error}")
-    if not isinstance(data, bytes):
-        what = "an empty cell" if data is None else f"a {type(data).__name__} instead of an image"
-        return Found(id=row_id(name), name=name, problem=f"unreadable: {what}")
-    return Found(id=hashlib.sha256(data).hexdigest(), name=name, data=data)
-
-
-def _within(path: str, source: str) -> bool:
-    if Path(source).is_dir():
-        return "://" not in path and Path(path).resolve().is_relative_to(Path(source).resolve())
-    inside = path.startswith((f"hf://datasets/{source}@", f"hf://datasets/{source}/"))
-    return inside and "::" not in path and ".." not in path.split("/")
 
 
 def _from_file(name: str, path: Path, store: Store) -> Found:

@@ -16,7 +16,8 @@ from align.artifact import Out, Store, rows
 from align.errors import UserError
 from align.images import open_image
 from align.records import Dropped, ImageRow, read_parquet
-from data_gen.images import Images, from_value, split_of
+from data_gen.image_sets import from_value
+from data_gen.images import Images, split_of
 
 Picture = Image.Image
 
@@ -354,6 +355,34 @@ def test_only_files_of_the_data_set_itself_are_opened(tmp_path: Path) -> None:
             found = from_value("0", path, source)
             assert found.data is None
             assert "no file of the data set" in (found.problem or "")
+
+
+def test_paths_in_a_data_sets_files_begin_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "set"
+    (folder / "more").mkdir(parents=True)
+    names = ["a.png", "more/b.png", "../secret.png"]
+    for shade, name in enumerate(names):
+        (folder / name).write_bytes(encode(picture(shade=shade), "PNG"))
+    (folder / "train.csv").write_text("image,n\n" + "".join(f"{name},1\n" for name in names))
+    for at, cwd in enumerate((tmp_path, folder, folder / "more")):
+        monkeypatch.chdir(cwd)
+        kept, aside = make(Images(source=str(folder), column="image"), tmp_path / f"store{at}")
+        assert list(kept) == ["00000000", "00000001"]
+        assert aside["00000002"].detail.endswith("../secret.png is no file of the data set")
+
+
+def test_a_data_set_without_a_usable_image_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.csv").write_text("image,n\na.png,1\nb.png,2\n")
+    stage = Images(source=str(folder), column="image")
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"source: .*set: none of 2 is a usable image; the first: unreadable, .*a\.png"
+        ):
+            make(stage, tmp_path / "store")
+    (folder / "b.png").write_bytes(encode(picture(), "PNG"))
+    assert list(make(stage, tmp_path / "store")[0]) == ["00000001"]
 
 
 def test_a_data_set_gives_the_bytes_it_holds(tmp_path: Path) -> None:
