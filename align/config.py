@@ -6,14 +6,14 @@ with the file, the line number, the key, what is wrong and the nearest valid nam
 
 import copy
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.errors import UserError, did_you_mean
+from align.errors import UserError, did_you_mean, is_text
 from align.problems import keys_of, problems_of
 
 KeyPath = tuple[str | int, ...]
@@ -250,6 +250,9 @@ def interpolate(value: Any, params: Mapping[str, Any], source: Source, path: Key
 def build(model: type[M], data: Any, source: Source, path: KeyPath = ()) -> M:
     """Validate `data` as `model`. A number or the like from the command line is taken as typed where text is wanted.
     Raises UserError with one line for every problem found."""
+    odd = [f"{source.at((*path, *keys))}: {text!r} is no text that UTF-8 can write" for keys, text in _odd(data, ())]
+    if odd:
+        raise UserError("\n".join(odd))
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -257,6 +260,16 @@ def build(model: type[M], data: Any, source: Source, path: KeyPath = ()) -> M:
         if as_typed is not None:
             return build(model, as_typed, source, path)
         raise UserError("\n".join(problems_of(error, model, data, source, path))) from None
+
+
+def _odd(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Every text in a tree that UTF-8 cannot write, keys too, with its place."""
+    if isinstance(value, dict | list):
+        for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _odd(key, path)
+            yield from _odd(below, (*path, key))
+    elif isinstance(value, str) and not is_text(value):
+        yield path, value
 
 
 def _as_typed(error: ValidationError, data: Any, source: Source, path: KeyPath) -> Any:

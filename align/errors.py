@@ -19,3 +19,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can write it. JSON and YAML can spell half of a surrogate pair, and Python makes one of each byte
+    of a word or a file's name that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -15,6 +15,8 @@ from datetime import date
 from difflib import SequenceMatcher
 from typing import Any
 
+from align.errors import is_text
+
 _BOX = re.compile(r"\s*((?:-?\d{1,9}(?:\.\d+)?\s*,\s*){8})(.*\S)\s*")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _AMOUNT = re.compile(r"([A-Z]{2,3}|[$€£¥₹])?\s?(-?\d[\d,.]*)\s?(%|[$€£¥₹])?", re.IGNORECASE)
@@ -149,15 +151,6 @@ def _plain(value: Any) -> str:
         return "yes" if value else "no"
     text = " ".join(str(value).split()) if isinstance(value, str | int | float) else ""
     return text if is_text(text) and not _NO_VALUE.fullmatch(text) else ""
-
-
-def is_text(text: str) -> bool:
-    """Whether a string is text: JSON can spell half of a surrogate pair, which no file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def squash(text: str) -> str:

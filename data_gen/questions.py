@@ -12,10 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from align.artifact import Out, rows
-from align.errors import UserError, did_you_mean
+from align.errors import UserError, did_you_mean, is_text
 from align.records import QA, Dropped, ImageRow, Message, Row, dropped, row_id
 from align.stage import FileRef, Metrics, Ref, Stage, UnusedSeed
-from data_gen.facts import is_text
 
 COLUMNS = ("image", "question", "answer")
 

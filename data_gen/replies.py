@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from align.engine import Engine, EngineConfig, Reply, Request, open_engine
+from align.errors import is_text
 from align.metrics import normalise
-from data_gen.facts import is_text
 
 KEYS = {"question", "answer"}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from align.errors import UserError
+from align.errors import UserError, is_text
 from pipelines.catalog import STAGES
 from pipelines.commands_data import with_explain
 from pipelines.commands_merge import with_folders
@@ -30,6 +30,12 @@ _WORDS = click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
 
 class _Commands(click.Group):
     """The group's own commands, and one for every stage of the catalogue."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            if not is_text(word):
+                raise UserError(f"{word!r} is not UTF-8; rename a file or folder that is called so")
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, *STAGES]

@@ -27,7 +27,7 @@ from align.config import (
     shipped,
     undotted,
 )
-from align.errors import UserError, did_you_mean
+from align.errors import UserError, did_you_mean, is_text
 from align.hub import HUB_ID, RepoType, pin
 from align.stage import Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
@@ -200,6 +200,8 @@ class _Resolver:
         """The value's form in the key (JSON text); its folder is kept for `folder`."""
         try:
             key, folder = self._resolve(path, found, value)
+            if not is_text(folder):  # the working folder's name, for the value itself is text
+                raise UserError(f"{folder!r}: a path in UTF-8 is needed; rename the folder")
         except UserError as error:
             self.problems.append(f"{self.pipeline.source.at((*self.at, *path))}: {error}")
             key, folder = value, value

@@ -10,7 +10,7 @@ from pathlib import Path
 from align.artifact import Artifact, Out, Store, begin, commit, write_json
 from align.digests import times
 from align.engine import EngineDied
-from align.errors import UserError
+from align.errors import UserError, is_text
 from align.loaded import noting
 from pipelines.console import counts_text, duration, output_to
 from pipelines.explain import explain
@@ -24,11 +24,14 @@ class StageFailed(RuntimeError):
 
 
 class Runs:
-    """The folder of runs: `<pipeline>/<step>` links into `store/`, logs in `<pipeline>/logs/`."""
+    """The folder of runs: `<pipeline>/<step>` links into `store/`, logs in `<pipeline>/logs/`. Raises UserError where
+    its path is not UTF-8, which Parquet files need."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.store = Store(root / "store")
+        if not is_text(str(self.store.root)):
+            raise UserError(f"{str(self.store.root.parent)!r}: a path in UTF-8 is needed; name another with --runs")
 
     def link(self, pipeline: str, step: str) -> Path:
         return self.root / pipeline / step
@@ -122,7 +125,7 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
             with output_to(log), noting() as models:
                 metrics = step.stage.run(out)
         except UserError as error:
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 traceback.print_exc(file=file)
             raise UserError(f"{step.name}: {error}; log: {log}") from None
         except EngineDied as error:
@@ -130,7 +133,7 @@ def _run_step(pipeline: Pipeline, step: Planned, runs: Runs, say: "Say", label: 
                 f"{step.name}: {error}; what was done is kept, the same command continues; log: {log}"
             ) from None
         except Exception as error:
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 traceback.print_exc(file=file)
             kind = type(error).__name__
             text = str(error).strip().splitlines()

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from align.artifact import Batch, Store, artifact_at, begin, commit, rows
+from align.artifact import Batch, Store, artifact_at, begin, commit, rows, write_json
 from align.records import Row
 
 
@@ -68,3 +69,10 @@ def test_a_shard_whose_rows_are_gone_is_done_again_and_goes_with_the_rest(tmp_pa
     assert worked == [["a", "b"], ["c", "d"], ["a", "b"]]
     assert [row.id for row in rows(made / "words", Word)] == list("abcd")
     assert not [name for name in ("steps", "shards") if (made / name).exists()]
+
+
+def test_json_of_a_file_name_that_is_not_utf8_is_read_back_the_same(tmp_path: Path) -> None:
+    value = {"caf\udce9.png": "größer", "n": ["\ud83d"]}
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_bytes().decode("utf-8")) == value
+    assert "größer" in (tmp_path / "a.json").read_text(encoding="utf-8")

@@ -162,6 +162,17 @@ def test_a_text_of_a_file_that_yaml_reads_as_something_else_wants_quotes(text: s
         build(Zoo, data, source)
 
 
+def test_half_a_surrogate_pair_is_no_text_wherever_it_stands(tmp_path: Path) -> None:
+    half = r'"\ud83d"'
+    text = f"name: {half}\npets:\n  - {{animal: dog, tricks: [sit, {half}]}}\n  - {{animal: cat, {half}: 1}}\n"
+    data, source = read_yaml(write(tmp_path / "z.yaml", text))
+    with pytest.raises(UserError) as raised:
+        build(Zoo, data, source)
+    said = r"'\ud83d' is no text that UTF-8 can write"
+    places = ["1: name", "3: pets[0].tricks[1]", "4: pets[1]"]
+    assert str(raised.value).splitlines() == [f"{tmp_path}/z.yaml:{place}: {said}" for place in places]
+
+
 @pytest.mark.parametrize("text", ["2024-13-45", "1" * 5000, "[" * 5000])
 def test_yaml_that_python_cannot_hold_is_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^\S*z\.yaml(:\d+)?: not valid YAML: .*"):

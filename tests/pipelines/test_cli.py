@@ -64,6 +64,9 @@ class TestCommands:
             (["show", "nothing"], "error: nothing: no such run in runs"),
             (["cp", "configs/none.yaml", "x.yaml"], "error: configs/none.yaml: no such shipped config"),
             (["cp", "nothing", "x.yaml"], "error: nothing: no such file"),
+            (["numbers", "file=caf\udce9"], r"error: 'file=caf\udce9' is not UTF-8; rename a file or"),
+            (["show", "caf\udce9"], r"error: 'caf\udce9' is not UTF-8"),
+            (["numbers", r'file="\ud83d"'], r"error: vlm-align numbers: file: '\ud83d' is no text that UTF-8"),
         ],
     )
     def test_a_mistake_is_one_line_and_exit_2(

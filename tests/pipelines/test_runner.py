@@ -286,6 +286,27 @@ class TestStops:
         with pytest.raises(StageFailed, match=r"^trained: .*/d changed since this run began; give the command again$"):
             go(text=text)
 
+    def test_a_working_folder_that_is_not_utf8(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What lies elsewhere can be used from there; Parquet files below it cannot be written or read."""
+        here, other = Path.cwd(), Path("caf\udce9")
+        (other / "d").mkdir(parents=True)
+        go()
+        monkeypatch.chdir(other)
+        assert sum("hit" in line for line in go(root=str(here / "runs"))[1]) == 3
+        with pytest.raises(UserError, match=r"^'.*/caf\\udce9/runs': a path in UTF-8 is needed; .* --runs$"):
+            go()
+        with pytest.raises(UserError, match=r"trained\.folder: '.*/caf\\udce9/d': a path in UTF-8 is needed"):
+            go("trained.folder=d", root=str(here / "runs"))
+
+    def test_a_stage_that_stops_over_a_name_that_is_not_utf8(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def stop(stage: Numbers, out: Out) -> Metrics:
+            raise ValueError("f\udce9.png: is broken")
+
+        monkeypatch.setattr(Numbers, "run", stop)
+        with pytest.raises(StageFailed, match="is broken"):
+            go()
+        assert r"f\udce9.png: is broken" in Path("runs/toy/logs/numbers.log").read_text()
+
     def test_no_shard_of_nothing(self) -> None:
         with pytest.raises(StageFailed, match="shard: at least 1"):
             go("scaled.shard=0")
