@@ -28,7 +28,8 @@ def progress_to(stream: TextIO) -> Iterator[None]:
 
 
 def progress(total: int, label: str, done: int = 0) -> "tqdm[Any]":
-    """A bar of `total` units of which `done` are there already; plain lines where the stream is no terminal."""
+    """A bar of `total` units (0: nobody knows how many) of which `done` are there already; plain lines where the stream
+    is no terminal."""
     stream = _stream or sys.stderr
     if not stream.isatty():
         return _Lines(
@@ -47,10 +48,11 @@ class _Lines(tqdm):  # type: ignore[type-arg]  # generic in the stubs alone
         """Print the line; `msg` and `pos` are for bars."""
         about = self.format_dict
         done, total = about["n"], about["total"]
-        line = f"  {self.desc}: {done} of {total}"
+        line = f"  {self.desc}: {done} of {total}" if total else f"  {self.desc}: {done}"
         rate = (done - about["initial"]) / max(about["elapsed"], 1e-9)
         if rate > 0:
-            line += f", {rate:.3g}/s, {self.format_interval((total - done) / rate)} left"
+            line += f", {rate:.3g}/s"
+            line += f", {self.format_interval((total - done) / rate)} left" if total > done else ""
         self.fp.write(line + "\n")
         self.fp.flush()
 

@@ -31,6 +31,15 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(clock: Clock) -> Non
     assert bar.n == 900
 
 
+def test_where_nobody_knows_how_many_there_are_neither_that_nor_the_time_left_is_said(clock: Clock) -> None:
+    stream = io.StringIO()
+    with progress_to(stream), progress(0, "images") as bar:
+        for _ in range(40):
+            clock.now += 1
+            bar.update(10)
+    assert stream.getvalue().splitlines() == ["  images: 300, 10/s"]
+
+
 def test_short_work_says_nothing(clock: Clock) -> None:
     stream = io.StringIO()
     with progress_to(stream), progress(10, "rows") as bar:
