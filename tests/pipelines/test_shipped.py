@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 from align.artifact import Store, rows
 from align.config import shipped_root
 from align.records import ImageRow
+from pipelines.cli import cli
 from pipelines.pipeline import load_pipeline, plan, single
 from pipelines.runner import Runs, plan_lines, run
 from tests.pipelines.test_runner import Lines
@@ -16,6 +17,11 @@ STAGES = {"images", "generate", "filter", "sample", "score", "reject", "sft", "d
 
 WHOLE = {"demo", "receipts", "llama3.2-11b-vision", "qwen2.5-vl-7b", "smolvlm"}
 """The pipelines that go through every stage."""
+
+
+def cp(name: str, to: Path) -> Path:
+    cli(["cp", name, str(to)], standalone_mode=False)
+    return to
 
 
 def words(path: Path, folder: Path) -> tuple[str, ...]:
@@ -44,6 +50,14 @@ def test_every_shipped_pipeline_plans_through_every_stage(
     assert len({s.key for s in steps}) == len(steps)
     first = path.read_text().splitlines()[0]
     assert first.startswith(f"# vlm-align run {path.stem}")
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
+def test_a_copy_of_a_shipped_pipeline_has_the_results_of_its_own_name(path: Path, tmp_path: Path) -> None:
+    copied = cp(path.stem, tmp_path / "mine.yaml")
+    assert load_pipeline(path, words(path, tmp_path)).name == path.stem
+    assert load_pipeline(copied, words(path, tmp_path)).name == "mine"
+    assert load_pipeline(copied, (*words(path, tmp_path), "name=other")).name == "other"
 
 
 @pytest.mark.parametrize("name", ["llama3.2-11b-vision", "qwen2.5-vl-7b", "smolvlm"])
