@@ -103,7 +103,7 @@ class Stage(Config):
 
     def map_leaves(self, visit: Callable[[KeyPath, tuple[object, ...], str], str]) -> Self:
         """A copy in which every marked string (reference, outside path) is replaced by visit(key, markers, value)."""
-        return _map(self, (), visit)
+        return map_leaves(self, visit)
 
 
 def markers(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> tuple[object, ...]:
@@ -117,7 +117,8 @@ def markers(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> tupl
     return tuple(found) + tuple(m for a in typing.get_args(annotation) for m in markers(a))
 
 
-def _map(model: B, path: KeyPath, visit: Callable[[KeyPath, tuple[object, ...], str], str]) -> B:
+def map_leaves(model: B, visit: Callable[[KeyPath, tuple[object, ...], str], str], path: KeyPath = ()) -> B:
+    """A copy of a config in which every marked string is replaced by visit(key, markers, value); `path` leads to it."""
     changed = {}
     for name, field in type(model).model_fields.items():
         found = tuple(m for m in markers(field.annotation, field.metadata) if not isinstance(m, Runtime))
@@ -135,7 +136,7 @@ def _map_value(
     visit: Callable[[KeyPath, tuple[object, ...], str], str],
 ) -> Any:
     if isinstance(value, BaseModel):
-        return _map(value, path, visit)
+        return map_leaves(value, visit, path)
     if isinstance(value, list | tuple):
         return type(value)(_map_value(v, (*path, i), found, visit) for i, v in enumerate(value))
     if isinstance(value, dict):

@@ -16,7 +16,7 @@ from typing import Any
 from align.artifact import write_json
 from align.errors import UserError
 from align.metrics import RESAMPLES, Estimate, bootstrap
-from reward.files import score_file
+from reward.files import score_file, state_of
 from reward.load import Kind
 from reward.pairfiles import SUFFIXES, BadPair, Form, Pair, read_pairs
 
@@ -80,7 +80,7 @@ def bench(config: Kind, source: Path, target: Path) -> dict[str, Any]:
 def _begin(work: Path, source: Path, config: Kind) -> None:
     """What another file or reward left is no use."""
     stat = source.stat()
-    state = [str(source.resolve()), stat.st_size, stat.st_mtime_ns, config.model_dump(mode="json")]
+    state = [str(source.resolve()), stat.st_size, stat.st_mtime_ns, state_of(config)]
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     mark = work / "state.json"
     if mark.is_file() and json.loads(mark.read_text()) == key:

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from align.artifact import write_json
+from align.config import KeyPath, shipped
+from align.digests import times
 from align.errors import UserError
 from align.progress import progress
 from align.records import Candidate, row_id
+from align.stage import key_tree, map_leaves
 from reward.asks import Asked, BadAsk, Images, read_ask
 from reward.base import Reward, Score
 from reward.load import Kind
@@ -93,7 +96,7 @@ class _Lazy:
 def _begin(work: Path, config: Kind, source: Path, chunk: int) -> None:
     """The folder of what is done already; what another reward, input or size of chunk left there is no use."""
     stat = source.stat()
-    state = [config.model_dump(mode="json"), str(source.resolve()), stat.st_size, stat.st_mtime_ns, chunk]
+    state = [state_of(config), str(source.resolve()), stat.st_size, stat.st_mtime_ns, chunk]
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     mark = work / "state.json"
     if mark.is_file() and json.loads(mark.read_text()) == key:
@@ -102,6 +105,16 @@ def _begin(work: Path, config: Kind, source: Path, chunk: int) -> None:
         for path in sorted(work.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     write_json(mark, key)
+
+
+def state_of(config: Kind) -> dict[str, Any]:
+    """What scores depend on: the config without its runtime fields, files and folders by size and times as well."""
+
+    def visit(path: KeyPath, found: tuple[object, ...], value: str) -> str:
+        place = shipped(Path(value).expanduser())
+        return f"{value} {times(place)}" if place.exists() else value
+
+    return key_tree(map_leaves(config, visit))
 
 
 def _chunks(source: Path, size: int) -> Iterator[list[Any]]:

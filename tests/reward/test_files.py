@@ -12,7 +12,7 @@ import pytest
 from align.errors import UserError
 from pipelines import cli as module
 from pipelines.cli import cli
-from reward.files import score_file
+from reward.files import score_file, state_of
 from reward.load import read_reward
 from reward.rules import Rules
 from tests.reward.candidates import png
@@ -119,6 +119,21 @@ def test_a_stopped_file_continues_and_another_reward_begins_anew(
     other = read_reward({"reward": "rules", "rules": [{"rule": "length", "min": 2}]})
     score_file(other, source, target, chunk=2)
     assert [r["score"] for r in lines(target)] == [0.0] * 10
+
+
+def test_what_is_done_stays_where_scores_do_and_goes_where_a_rubric_is_rewritten(tmp_path: Path) -> None:
+    rubric = tmp_path / "rubric.jinja"
+    rubric.write_text("{{ answer }} strictly")
+
+    def state(**more: Any) -> Any:
+        engine = {"engine": "server", "model": "m", "base_url": "http://127.0.0.1:1", **more}
+        return state_of(read_reward({"reward": "judge", "rubric": str(rubric), "engine": engine}))
+
+    first = state()
+    assert state(concurrency=2, timeout_s=3, base_url="http://127.0.0.1:2") == first
+    assert state(model="other") != first
+    rubric.write_text("{{ answer }} leniently")
+    assert state() != first
 
 
 def call(*words: str) -> int:
