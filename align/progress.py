@@ -50,7 +50,7 @@ class _Lines(tqdm):  # type: ignore[type-arg]  # generic in the stubs alone
         done, total = about["n"], about["total"]
         line = f"  {self.desc}: {done} of {total}" if total else f"  {self.desc}: {done}"
         rate = (done - about["initial"]) / max(about["elapsed"], 1e-9)
-        if rate > 0:
+        if rate > 0 and done - about["initial"] >= min(10, total or 10):  # too few say nothing about the rest
             line += f", {rate:.3g}/s"
             line += f", {self.format_interval((total - done) / rate)} left" if total > done else ""
         self.fp.write(line + "\n")

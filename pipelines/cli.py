@@ -262,6 +262,9 @@ def _exit_code(work: Callable[[], Any]) -> int:
         hint = f"did you mean --{near[0]}?" if near else f"a key is given as {key}=VALUE"
         click.echo(f"error: {error.option_name} is no option; {hint}", err=True)
         return 2
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
     except click.ClickException as error:
         click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         return error.exit_code
@@ -273,7 +276,9 @@ def _exit_code(work: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         after = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
-        click.echo(f"{after}interrupted; what was done is kept, and the same command continues: {again}", err=True)
+        keeps = sys.argv[1:2] and sys.argv[1] in ("run", *STAGES)
+        kept = f"; what was done is kept, and the same command continues: {again}" if keeps else ""
+        click.echo(f"{after}interrupted{kept}", err=True)
         return 130
     except RuntimeError as error:
         from pipelines.runner import StageFailed

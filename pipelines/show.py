@@ -49,10 +49,18 @@ def model_at(name: str, root: Path) -> str:
             if len(ports) > 1:
                 raise UserError(f"{name}: this step made {len(ports)}: {', '.join(f'{name}/{port}' for port in ports)}")
             return str(path / ports[0])
+        models = [f"{name}/{made.name}" for made in sorted(_links(path)) if _made_model(made)]
+        if models:
+            raise UserError(f"{name} is a run of several steps; name one that made a model: {', '.join(models)}")
         if path.exists():
             return str(path)
     published = shipped(name if name.endswith(".json") else Path("configs/models") / f"{name}.json")
     return str(published) if published.is_file() else name
+
+
+def _made_model(link: Path) -> bool:
+    artifact = artifact_at(link)
+    return artifact is not None and "model" in stage_class(artifact.manifest["stage"]).OUTPUTS.values()
 
 
 def _links(path: Path) -> list[Path]:

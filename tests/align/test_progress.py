@@ -40,6 +40,15 @@ def test_where_nobody_knows_how_many_there_are_neither_that_nor_the_time_left_is
     assert stream.getvalue().splitlines() == ["  images: 300, 10/s"]
 
 
+def test_the_first_few_say_nothing_about_the_time_left(clock: Clock) -> None:
+    stream = io.StringIO()
+    with progress_to(stream), progress(1000, "steps") as bar:
+        for _ in range(5):
+            clock.now += 31
+            bar.update()
+    assert stream.getvalue().splitlines() == [f"  steps: {n} of 1000" for n in range(1, 6)]
+
+
 def test_short_work_says_nothing(clock: Clock) -> None:
     stream = io.StringIO()
     with progress_to(stream), progress(10, "rows") as bar:

@@ -23,6 +23,14 @@ def call(*words: str) -> int:
     return module._exit_code(lambda: cli(list(words), standalone_mode=False))
 
 
+def test_no_words_at_all_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call() == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("Usage: ")
+    assert "\n  run " in said.out
+    assert said.err == ""
+
+
 @pytest.mark.usefixtures("toys")
 class TestCommands:
     def test_a_run_and_what_one_sees_of_it(self, capsys: pytest.CaptureFixture[str]) -> None:
