@@ -80,6 +80,8 @@ class Stage(Config):
     NAME: ClassVar[str]
     VERSION: ClassVar[int] = 1
     OUTPUTS: ClassVar[dict[str, PortType]]
+    ON_DEMAND: ClassVar[bool] = False
+    """Of use to other stages of its pipeline alone: left out of one in which none refers to it."""
 
     seed: Seed = 0
 

@@ -59,6 +59,7 @@ class Pipeline:
     steps: tuple[Step, ...]
     source: Source
     missing: tuple[str, ...] = ()  # parameters that the user has yet to give
+    unused: tuple[str, ...] = ()  # stages that are left out, for no other refers to them
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,26 @@ def load_pipeline(path: Path, words: tuple[str, ...] = (), incomplete: bool = Fa
     known = [p for p in problems if not any(f"${{{n}}}" in p for n in missing)]  # a missing value is no wrong value
     if known:
         raise UserError("\n".join(dict.fromkeys(known)))
-    pipeline = Pipeline(name, tuple(steps), source, missing)
+    unused = unused_in(steps)
+    pipeline = Pipeline(name, tuple(s for s in steps if s.name not in unused), source, missing, unused)
     if not problems:  # else a stage that others refer to is not there
         check_references(pipeline)
     return pipeline
+
+
+def unused_in(steps: list[Step]) -> tuple[str, ...]:
+    """The stages on demand that no other refers to, in a pipeline that has other stages."""
+    used: set[str] = set()
+
+    def visit(path: KeyPath, found: tuple[object, ...], value: str) -> str:
+        if any(isinstance(m, Ref) for m in found):
+            used.add(value.partition("/")[0])
+        return value
+
+    for step in steps:
+        step.stage.map_leaves(visit)
+    unused = tuple(s.name for s in steps if s.stage.ON_DEMAND and s.name not in used)
+    return unused if len(unused) < len(steps) else ()
 
 
 def _step(entry: Entry, params: dict[str, Any], seed: int, source: Source) -> Step:

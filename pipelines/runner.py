@@ -79,11 +79,15 @@ def plan_lines(pipeline: Pipeline, runs: Runs) -> list[str]:
     """The dry run: a line a step, hit or why it will run."""
     steps = plan(pipeline, runs.store)
     width = max(len(s.name) for s in steps)
-    lines = []
+    lines = _left_out(pipeline, width)
     for step in steps:
         why = "" if step.artifact.complete else explain(step, runs.last(pipeline.name, step.name))
         lines.append(f"{step.name:<{width}}  {f'will run: {why}' if why else 'hit'}")
     return lines
+
+
+def _left_out(pipeline: Pipeline, width: int) -> list[str]:
+    return [f"{name:<{width}}  left out: no stage refers to it" for name in pipeline.unused]
 
 
 def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
@@ -93,6 +97,8 @@ def run(pipeline: Pipeline, runs: Runs, say: "Say") -> dict[str, Artifact]:
     width = max(len(s.name) for s in steps)
     artifacts = {}
     runs.begin(pipeline.name, steps)
+    for line in _left_out(pipeline, width):
+        say(line)
     if not all(step.artifact.complete for step in steps):
         say(f"logs of the stages: {runs.root / pipeline.name / 'logs'}")
     for step in steps:

@@ -43,6 +43,7 @@ class BuildModels(Stage):
     """Trains the teacher, which asks, answers and judges, and the student's base, which never saw a question."""
 
     NAME: ClassVar[str] = "build-models"
+    ON_DEMAND: ClassVar[bool] = True
     VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"teacher": "model", "student": "model"}
 

@@ -82,6 +82,22 @@ def test_made_questions_that_a_table_is_scored_on_have_one_right_answer_and_are_
     assert prompts == ["configs/prompts/default/short.jinja"] * 3  # compared answers are asked for in one form
 
 
+def test_a_student_of_ones_own_needs_no_models_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.pipeline.pin", lambda name, kind: "c" * 40)
+    path, runs = shipped_root() / "pipelines" / "receipts.yaml", Runs(tmp_path / "runs")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text('{"total": "1.00"}')
+    given = words(path, tmp_path)
+    lines = plan_lines(load_pipeline(path, given), runs)
+    assert next(line for line in lines if line.startswith("models ")).split()[1:3] == ["will", "run:"]
+    other = plan_lines(load_pipeline(path, (*given, "student=org/name")), runs)
+    assert [line for line in other if "models" in line] == ["models      left out: no stage refers to it"]
+    assert len(other) == len(lines)
+    half = load_pipeline(path, (*given, "student=org/name", "table.models.base.model=models/student"))
+    assert half.steps[0].name == "models"
+    assert half.unused == ()
+
+
 @pytest.mark.slow
 def test_documents_go_through_every_stage_and_the_second_time_nothing_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
