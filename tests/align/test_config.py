@@ -62,8 +62,10 @@ def test_unknown_union_member_lists_what_there_is(tmp_path: Path) -> None:
         ("a:\n  b: {on: 1, 'off': 2, <<: {}}\n", ":2: a.b.on: a key is text: put it in quotes"),
         ("a: [{null: 1}]\n", ":1: a[0].null: a key is text: put it in quotes"),
         ("a: [1\n", "not valid YAML"),
-        ("- 1\n", "a mapping of keys to values is expected, not list"),
-        ("", "a mapping of keys to values is expected, not NoneType"),
+        ("- 1\n", "a mapping of keys to values is expected, not a list"),
+        ("word\n", "a mapping of keys to values is expected, not a single value"),
+        ("# nothing\n", "a mapping of keys to values is expected, and the file is empty"),
+        ("", "a mapping of keys to values is expected, and the file is empty"),
     ],
 )
 def test_bad_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -92,6 +94,10 @@ def test_overrides_are_yaml_values_at_dotted_keys() -> None:
         set_at(tree, ("a", "z", "q"), 2)
     with pytest.raises(UserError, match="expected key=value"):
         parse_overrides(["word"])
+    with pytest.raises(UserError, match=r"'y\]': expected key=value; a value with spaces is put in quotes"):
+        parse_overrides(["a=1", "c=[x,", "y]"])
+    with pytest.raises(UserError, match=r"expected key=value$"):
+        parse_overrides(["c=[x]", "word"])
 
 
 def test_what_an_alias_shares_is_set_in_one_place_alone(tmp_path: Path) -> None:

@@ -83,6 +83,15 @@ class TestErrors:
         assert any("stages.trained.folder: 'nowhere' does not exist" in line for line in lines)
         assert any("stages.trained.model: no stage above, folder or hub id" in line for line in lines)
 
+    def test_what_several_stages_are_given_is_named_once(self) -> None:
+        text = GOOD.replace("params: {count: 10}", "params: {count: 10, base: null, scaled: 1}")
+        text = text.replace("input: scaled/even,", 'input: scaled/even, model: "${base}",')
+        text += '  again: {stage: train, input: numbers, model: "${base}"}\n'
+        with pytest.raises(UserError, match=r"^command line: base: no stage above, folder or hub id .* '/nowhere'$"):
+            plan(load_pipeline(write(text), ("base=/nowhere",)), Store(Path("store")))
+        with pytest.raises(UserError, match=r"known: base, count, name, numbers, scaled, seed, trained$"):
+            load_pipeline(write(text.split("  again")[0]), ("zzzzzz=1",))
+
     def test_a_mistyped_model_is_found_before_anything_runs(self) -> None:
         text = GOOD.replace("input: scaled/even,", "input: scaled/even, model: traned,")
         with pytest.raises(UserError, match=r"p\.yaml:7: stages\.trained\.model: no stage above is called 'traned'"):
@@ -90,7 +99,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("text", ["name: store\nstages: {n: {stage: numbers}}", "stages: {logs: {stage: numbers}}"])
     def test_names_of_the_folder_of_runs_are_taken(self, text: str) -> None:
-        with pytest.raises(UserError, match=r"'(store|logs)'"):
+        with pytest.raises(UserError, match=r"'(store|logs)' is taken in the folder of runs; choose another$"):
             load_pipeline(write(text))
 
     def test_a_file_within_itself_is_refused(self) -> None:
