@@ -214,7 +214,7 @@ def _stage_command(kind: str) -> click.Command:
         from pipelines.pipeline import single
         from pipelines.runner import Runs, Say, run
 
-        run(single(kind, words), Runs(root), Say())
+        run(single(kind, words, root), Runs(root), Say())
 
     if kind == "merge":
         return with_folders(command)

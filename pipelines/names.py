@@ -4,9 +4,13 @@ In: a name as the user wrote it. Out: what is wrong with it, or the port that it
 """
 
 import re
+from difflib import get_close_matches
+from pathlib import Path
 
+from align.artifact import artifact_at
+from align.config import KeyPath, Source
 from align.errors import UserError, did_you_mean
-from align.stage import PortType, Stage
+from align.stage import Outside, PortType, Ref, Stage
 
 SINGLE = "single"
 RESERVED = ("logs", "store", SINGLE, "report.html")
@@ -39,3 +43,32 @@ def port_of(kind: type[Stage], name: str, port: str, wanted: PortType) -> str:
 
 def _word(port: PortType) -> str:
     return f"rows of {port.__name__}" if isinstance(port, type) else f"a {port}"
+
+
+def in_runs(stage: Stage, root: Path, source: Source) -> Stage:
+    """A copy whose references to steps of the runs in `root`, `run/step` or `run/step/output`, are folders. Raises
+    UserError where rows are asked for that no step and no folder holds."""
+    problems: list[str] = []
+
+    def visit(path: KeyPath, found: tuple[object, ...], value: str) -> str:
+        ref = next((m for m in found if isinstance(m, Ref)), None)
+        place = Path(value).expanduser()
+        if ref is None or place.exists() or artifact_at(place.parent) is not None:
+            return value
+        if any(artifact_at(folder) is not None for folder in (root / place, (root / place).parent)):
+            return str(root / place)
+        if isinstance(ref.to, type) and not any(isinstance(m, Outside) for m in found):
+            near = get_close_matches(value, steps_in(root), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            problems.append(f"{source.at(path)}: no step in {root} and no artifact folder is called {value!r}{hint}")
+        return value
+
+    stage = stage.map_leaves(visit)
+    if problems:
+        raise UserError("\n".join(problems))
+    return stage
+
+
+def steps_in(root: Path) -> list[str]:
+    """Every `run/step` in a folder of runs."""
+    return sorted(f"{p.parent.name}/{p.name}" for p in root.glob("[!.]*/[!.]*") if p.is_symlink() and artifact_at(p))

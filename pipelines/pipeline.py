@@ -31,7 +31,7 @@ from align.errors import UserError, did_you_mean, is_text
 from align.hub import HUB_ID, RepoType, pin
 from align.stage import Outside, PortType, Ref, Stage, key_tree
 from pipelines.catalog import STAGES, stage_class
-from pipelines.names import SINGLE, port_of, wrong_name
+from pipelines.names import SINGLE, in_runs, port_of, wrong_name
 from pipelines.overrides import override, set_key
 from pipelines.rounds import Entry, unrolled
 
@@ -170,9 +170,9 @@ def _step(entry: Entry, params: dict[str, Any], seed: int, source: Source) -> St
     return Step(name, stage, at)
 
 
-def single(kind: str, words: tuple[str, ...]) -> Pipeline:
+def single(kind: str, words: tuple[str, ...], root: Path | None = None) -> Pipeline:
     """A pipeline of one stage from the command line: the same keys as in YAML, in a file of them, as words, or both;
-    references are artifact folders."""
+    references are artifact folders, or steps of the runs in `root`. Raises UserError."""
     config: dict[str, Any] = {}
     source = Source(f"vlm-align {kind}")
     if words and "=" not in words[0] and words[0].endswith((".yaml", ".yml")):
@@ -182,7 +182,10 @@ def single(kind: str, words: tuple[str, ...]) -> Pipeline:
             raise UserError(f"{source.at(('stage',))}: these are the keys of another stage, not of {kind}")
     for path, word in parse_overrides(words).items():
         set_key(config, path, word, source)
-    return Pipeline(SINGLE, (Step(kind, build(stage_class(kind), config, source)),), source)
+    stage = build(stage_class(kind), config, source)
+    if root is not None:
+        stage = in_runs(stage, root, source)
+    return Pipeline(SINGLE, (Step(kind, stage),), source)
 
 
 _KEYED = re.compile(r"(\w+(?:\.\w+|\[\d+\])*): (.*)", re.DOTALL)

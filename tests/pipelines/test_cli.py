@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from align.artifact import Artifact
 from data_gen.filter import FilterConfig
 from pipelines import cli as module
 from pipelines.catalog import STAGES, stage_class
@@ -61,7 +62,7 @@ class TestCommands:
             (["numbers", "m=3"], "error: vlm-align numbers: m: unknown key; known: file, n, seed"),
             (
                 ["scale", "input=nowhere"],
-                "error: vlm-align scale: input: no stage above and no artifact folder is called 'nowhere'",
+                "error: vlm-align scale: input: no step in runs and no artifact folder is called 'nowhere'",
             ),
             (["run", "p.yaml", "--count", "3"], "error: --count is no option; a key is given as count=VALUE"),
             (["run", "p.yaml", "--run", "x"], "error: --run is no option; did you mean --runs?"),
@@ -85,6 +86,25 @@ class TestCommands:
         shown = capsys.readouterr().err
         assert shown.startswith(message)
         assert len(shown.splitlines()) == 1
+
+    def test_a_stage_takes_steps_of_the_folder_of_runs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        write(GOOD)
+        assert call("run", "p.yaml") == 0
+        capsys.readouterr()
+        assert call("scale", "input=toy/numbers", "options.factor=3") == 0
+        assert capsys.readouterr().out.split()[:2] == ["scale", "hit"]  # the artifact of the pipeline
+        assert call("train", "input=toy/scaled/odd", "model=toy/trained", "folder=p.yaml/..") == 2
+        assert "folder: 'p.yaml/..' does not exist" in capsys.readouterr().err
+        assert call("train", "input=toy/scaled/odd", "model=toy/trained") == 0
+        assert Artifact(Path("runs/single/train")).manifest["counts"]["in"] > 0
+        capsys.readouterr()
+        for said, message in {
+            "toy/scald/odd": "no step in runs and no artifact folder is called 'toy/scald/odd'; did you mean",
+            "toy/scaled": "'runs/toy/scaled' has several outputs: say one of",
+            "toy/scaled/od": "'runs/toy/scaled' has no output 'od'; did you mean 'odd'?",
+        }.items():
+            assert call("train", f"input={said}") == 2
+            assert message in capsys.readouterr().err
 
     def test_a_stage_that_failed_is_exit_1_and_names_its_log(self, capsys: pytest.CaptureFixture[str]) -> None:
         write(GOOD)
