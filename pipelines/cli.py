@@ -28,6 +28,16 @@ _RUNS = click.option(
 _WORDS = click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
 
 
+class _Most(click.IntRange):
+    """How many rows; a name in its place was meant for the command."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and param is not None and not value.lstrip("+-").isdecimal():
+            option = param.opts[0]
+            raise UserError(f"{option} takes a number, not {value!r}; without one it stands last: show RUN {option}")
+        return super().convert(value, param, ctx)
+
+
 class _Commands(click.Group):
     """The group's own commands, and one for every stage of the catalogue."""
 
@@ -177,11 +187,12 @@ def cp_command(name: str, to: Path) -> None:
 @cli.command("show")
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@click.option("--rows", type=click.IntRange(1), is_flag=False, flag_value=3, help="The first N rows instead (3).")
-@click.option("--dropped", type=click.IntRange(1), is_flag=False, flag_value=3, help="The first N rows set aside (3).")
+@click.option("--rows", type=_Most(1), is_flag=False, flag_value=3, help="The first N rows instead (3).")
+@click.option("--dropped", type=_Most(1), is_flag=False, flag_value=3, help="The first N rows set aside (3).")
 @_RUNS
 def show_command(run: str, as_json: bool, rows: int | None, dropped: int | None, root: Path) -> None:
-    """Show a run's counts and metrics: RUN is a pipeline's name, `pipeline/step`, or a folder."""
+    """Show a run's counts and metrics: RUN is a pipeline's name, `pipeline/step`, or a folder; for rows
+    `pipeline/step/output` too."""
     from pipelines.show import collect, some_dropped, some_rows, text
 
     if rows is None and dropped is None:

@@ -15,6 +15,7 @@ from align.config import shipped
 from align.errors import UserError, did_you_mean
 from pipelines.catalog import stage_class
 from pipelines.console import counts_text, duration
+from pipelines.names import steps_in
 
 
 def steps_of(run: str, root: Path) -> dict[str, Artifact]:
@@ -22,18 +23,42 @@ def steps_of(run: str, root: Path) -> dict[str, Artifact]:
 
     Raises UserError where there is no such run.
     """
+    return {name: artifact for name, (_, artifact) in _found(run, root).items()}
+
+
+def _found(run: str, root: Path) -> dict[str, tuple[Path, Artifact]]:
+    """The same, with the path by which each is found."""
     for path in (Path(run), root / run):
         artifact = artifact_at(path)
         if artifact is not None:
-            return {path.name: artifact}
-        found = {p.name: made for p in _links(path) if (made := artifact_at(p)) is not None}
+            return {path.name: (path, artifact)}
+        found = {p.name: (p, made) for p in _links(path) if (made := artifact_at(p)) is not None}
         if found:
-            order = sorted(found, key=lambda n: found[n].manifest["created"])
+            order = sorted(found, key=lambda n: found[n][1].manifest["created"])
             return {name: found[name] for name in order}
+    step, port = _port_in(run, root)
+    if port:
+        raise UserError(f"{run} is an output of the step {step}: name the step")
+    beside = [name for name in steps_in(root) if name.startswith(f"{Path(run).parts[0]}/")] if "/" in run else []
+    if beside:
+        raise UserError(f"{run}: no such step{did_you_mean(run, beside)}")
     if (root / run).is_dir():
         raise UserError(f"{run}: no step of this run is done yet; its logs: {root / run / 'logs'}")
     runs = [p.name for p in root.iterdir() if p.name != "store"] if root.is_dir() else []
     raise UserError(f"{run}: no such run in {root}{did_you_mean(run, runs)}")
+
+
+def _port_in(run: str, root: Path) -> tuple[str, str]:
+    """`run/step/output` as the step and the output; of any other name the output is empty. Raises UserError where the
+    step has no such output."""
+    for path in (Path(run), root / run) if "/" in run else ():
+        artifact = artifact_at(path.parent)
+        if artifact is not None and artifact_at(path) is None:
+            step, outputs = str(Path(run).parent), stage_class(artifact.manifest["stage"]).OUTPUTS
+            if path.name not in outputs:
+                raise UserError(f"{step} has no output {path.name!r}{did_you_mean(path.name, outputs)}")
+            return step, path.name
+    return run, ""
 
 
 def model_at(name: str, root: Path) -> str:
@@ -68,20 +93,22 @@ def _links(path: Path) -> list[Path]:
 
 
 def collect(run: str, root: Path) -> dict[str, Any]:
-    """Step name -> stage, counts, seconds, metrics, folder, libraries, config."""
+    """Step name -> stage, counts, seconds, metrics, link, folder, libraries, config."""
+    run, _ = _port_in(run, root)
     return {
         name: {
             "stage": artifact.manifest["stage"],
             "counts": artifact.manifest["counts"],
             "seconds": artifact.manifest["seconds"],
             "metrics": artifact.metrics,
+            "link": str(path),
             "folder": str(artifact.path),
             "config": artifact.manifest["config"],
             "seed": artifact.manifest["seed"],
             "created": artifact.manifest["created"],
             "libraries": artifact.manifest["libraries"],
         }
-        for name, artifact in steps_of(run, root).items()
+        for name, (path, artifact) in _found(run, root).items()
     }
 
 
@@ -91,7 +118,7 @@ def text(found: dict[str, Any]) -> str:
     width = max(len(name) for name in found)
     for name, step in found.items():
         counts = counts_text(step["counts"])
-        lines.append(f"{name:<{width}}  {counts}{', ' if counts else ''}{duration(step['seconds'])}  {step['folder']}")
+        lines.append(f"{name:<{width}}  {counts}{', ' if counts else ''}{duration(step['seconds'])}  {step['link']}")
         lines += [f"{'':<{width}}    {key}: {value}" for key, value in _plain(step["metrics"])]
         summary = stage_class(step["stage"]).summary_of(step["metrics"])
         if summary:
@@ -115,10 +142,12 @@ def _made(steps: list[tuple[int | None, float, float, dict[str, str]]]) -> list[
 
 
 def some_rows(run: str, root: Path, most: int, as_json: bool) -> Iterator[str]:
-    """The first rows of every output of a run's steps, for a person or as JSON, an object a line."""
+    """The first rows of every output of a run's steps, or of the one that is named, for a person or as JSON, an object
+    a line."""
+    run, only = _port_in(run, root)
     for name, artifact in steps_of(run, root).items():
         for port, kind in stage_class(artifact.manifest["stage"]).OUTPUTS.items():
-            if isinstance(kind, type):
+            if isinstance(kind, type) and only in ("", port):
                 found = rows(artifact.path / port, kind)
                 yield from _told(
                     f"{name}/{port}", (row.model_dump(mode="json") for row in islice(found, most)), as_json
@@ -127,6 +156,7 @@ def some_rows(run: str, root: Path, most: int, as_json: bool) -> Iterator[str]:
 
 def some_dropped(run: str, root: Path, most: int, as_json: bool) -> Iterator[str]:
     """The first rows of a run's steps that were set aside, with the reason of each."""
+    run, _ = _port_in(run, root)
     for name, artifact in steps_of(run, root).items():
         found = (
             {"reason": d.reason, "detail": d.detail, **json.loads(d.row or "{}"), "id": d.id}
@@ -159,13 +189,14 @@ def _said(value: Any) -> str:
 
 
 def _plain(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Numbers and words, nested keys joined by dots; curves and tables are left to the report and to --json."""
+    """Numbers and words, nested keys joined by dots; what has no value, curves and tables are left to --json."""
     found: list[tuple[str, str]] = []
     for key, value in metrics.items():
         if isinstance(value, dict) and len(value) <= 12 and not prefix.count("."):
             found += _plain(value, f"{prefix}{key}.")
-        elif isinstance(value, bool | str) or value is None:
-            found.append((f"{prefix}{key}", str(value)))
-        elif isinstance(value, int | float):
-            found.append((f"{prefix}{key}", f"{value:.6g}"))
+        elif isinstance(value, bool):
+            found.append((f"{prefix}{key}", "yes" if value else "no"))
+        elif isinstance(value, str | int | float):
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else value
+            found.append((f"{prefix}{key}", shown))
     return found

@@ -15,6 +15,7 @@ from pipelines import cli as module
 from pipelines.catalog import STAGES, stage_class
 from pipelines.cli import cli
 from pipelines.keys import keys_of
+from pipelines.show import text
 from tests.pipelines.test_pipeline import GOOD, write
 
 HEAVY = {"torch", "transformers", "vllm", "trl", "peft", "datasets", "pyarrow", "PIL"}
@@ -30,6 +31,15 @@ def test_no_words_at_all_print_the_help(capsys: pytest.CaptureFixture[str]) -> N
     assert said.out.startswith("Usage: ")
     assert "\n  run " in said.out
     assert said.err == ""
+
+
+def test_metrics_are_numbers_that_one_reads() -> None:
+    counts = {"in": 0, "out": {}, "dropped": {}}
+    metrics = {"frozen": 1980267, "loss": 0.1234567, "equal": True, "margin": None, "by": {"kind": 3}, "path": "tree"}
+    step = {"stage": "sft", "counts": counts, "seconds": 1.0, "metrics": metrics, "link": "runs/a/b", "seed": 0}
+    shown = text({"b": {**step, "created": 0.0, "libraries": {}}}).splitlines()[3:]
+    told = [line.strip() for line in shown]
+    assert told == ["frozen: 1,980,267", "loss: 0.123457", "equal: yes", "by.kind: 3", "path: tree"]
 
 
 @pytest.mark.usefixtures("toys")
@@ -48,9 +58,34 @@ class TestCommands:
         assert list(found) == ["numbers", "scaled", "trained"]
         assert found["numbers"]["counts"] == {"in": 10, "out": {"numbers": 10}, "dropped": {}}
         assert call("show", "toy/numbers") == 0
-        assert "10 in, 10 out" in capsys.readouterr().out
+        shown = capsys.readouterr().out.splitlines()
+        assert "10 in, 10 out" in shown[2]
+        assert shown[2].endswith("  runs/toy/numbers")  # the link, as `run` says it
         assert call("show", "toy/numbers", "--dropped") == 0
         assert capsys.readouterr().out == "no row was set aside\n"
+
+    def test_names_below_a_run(self, capsys: pytest.CaptureFixture[str]) -> None:
+        write(GOOD)
+        assert call("run", "p.yaml") == 0
+        capsys.readouterr()
+        assert call("show", "toy/scaled/odd", "--rows", "1", "--json") == 0
+        (row,) = capsys.readouterr().out.splitlines()
+        assert json.loads(row)["value"] % 2 == 1
+        assert call("show", "runs/toy/scaled/odd", "--rows", "9") == 0
+        assert set(capsys.readouterr().out.split()) & {"scaled/odd", "scaled/even"} == {"scaled/odd"}
+        assert call("show", "toy/scaled/odd") == call("show", "toy/scaled") == 0
+        one, two = capsys.readouterr().out.split("seed")[1:]
+        assert one == two
+        for words, message in {
+            ("show", "toy/scald"): "toy/scald: no such step; did you mean 'toy/scaled'?",
+            ("show", "toy/x"): "toy/x: no such step; known: toy/numbers, toy/scaled, toy/trained",
+            ("show", "toy/scaled/od", "--rows"): "toy/scaled has no output 'od'; did you mean 'odd'?",
+            ("report", "toy/scaled/odd"): "toy/scaled/odd is an output of the step toy/scaled: name the step",
+            ("show", "--rows", "toy/scaled"): "--rows takes a number, not 'toy/scaled'; without one it stands last: "
+            "show RUN --rows",
+        }.items():
+            assert call(*words) == 2
+            assert capsys.readouterr().err == f"error: {message}\n"
 
     @pytest.mark.parametrize(
         ("words", "message"),
