@@ -167,15 +167,24 @@ def ls_command() -> None:
 @click.argument("name")
 @click.argument("to", type=click.Path(path_type=Path))
 def cp_command(name: str, to: Path) -> None:
-    """Copy a shipped config, to be changed."""
+    """Copy a shipped config, to be changed; NAME is its path or, where that is clear, its bare name."""
     import shutil
 
-    from align.config import shipped
-    from pipelines.pipeline import find_pipeline
+    from align.config import shipped, shipped_root
 
-    source = shipped(name) if name.startswith("configs/") else find_pipeline(name)
+    source = shipped(name)
     if not source.is_file():
-        raise UserError(f"{name}: no such shipped config; `vlm-align ls` lists them")
+        files = sorted(p for p in shipped_root().rglob("*.*") if p.is_file())
+        found = [p for p in files if name in (p.stem, p.name)]
+        found = [p for p in found if p.parent.name == "pipelines"] or found  # as for `run`
+        if len(found) > 1:
+            names = ", ".join(f"configs/{p.relative_to(shipped_root())}" for p in found)
+            raise UserError(f"{name}: there are several: {names}")
+        if not found:
+            near = get_close_matches(name, [p.stem for p in files], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`vlm-align ls` lists them"
+            raise UserError(f"{name}: no such shipped config; {hint}")
+        (source,) = found
     to = to / source.name if to.is_dir() else to
     if to.exists():
         raise UserError(f"{to}: is there already; nothing was overwritten")

@@ -23,6 +23,7 @@ from reward.rules import Rules
 from reward.trained import Trained
 
 Kind = Rules | Judge | Claims | Trained | Guard | Combine
+_SHIPPED = Path("configs/rewards")
 KINDS: dict[str, type[Kind]] = {
     "rules": Rules,
     "judge": Judge,
@@ -34,17 +35,28 @@ KINDS: dict[str, type[Kind]] = {
 
 
 def read_reward(source: str | Path | Mapping[str, Any]) -> Kind:
-    """The config of a reward from a YAML file or a mapping. Raises UserError naming file, line and key."""
+    """The config of a reward from a mapping, a YAML file or the bare name of a shipped one. Raises UserError naming
+    file, line and key."""
     if isinstance(source, Mapping):
         data, origin = dict(source), Source("reward")
     else:
-        data, origin = read_yaml(shipped(source))
+        data, origin = read_yaml(_file_of(source))
     if "reward" not in data:
         raise UserError(f"{origin.at(('reward',))}: this key is required; known: {', '.join(KINDS)}")
     kind = data["reward"]
     if kind not in KINDS:
         raise UserError(f"{origin.at(('reward',))}: {kind!r} is no reward{did_you_mean(str(kind), KINDS)}")
     return build(KINDS[kind], data, origin)
+
+
+def _file_of(name: str | Path) -> Path:
+    path, short = shipped(name), shipped(_SHIPPED / f"{name}.yaml")
+    if path.exists() or "/" in str(name) or path.suffix:
+        return path
+    if not short.is_file():
+        names = [p.stem for p in shipped(_SHIPPED).glob("*.yaml")]
+        raise UserError(f"{name}: no such file, and no shipped reward of that name{did_you_mean(str(name), names)}")
+    return short
 
 
 def is_relative(kind: Kind) -> bool:
@@ -62,7 +74,9 @@ def _from_file(value: Any) -> Any:
         return value
     path = shipped(value).absolute()
     if not path.is_file():
-        raise ValueError(f"no such file: {value}")  # pydantic knows the key that names it
+        near = shipped(_SHIPPED / f"{value}.yaml").is_file()
+        hint = f"; did you mean {str(_SHIPPED / f'{value}.yaml')!r}?" if near else ""
+        raise ValueError(f"no such file: {value}{hint}")  # pydantic knows the key that names it
     if path in _reading.get():
         raise ValueError(f"{value} is a part of itself")
     token = _reading.set((*_reading.get(), path))

@@ -107,7 +107,9 @@ class TestCommands:
             (["run", "p.yaml", "numbers=3"], "error: numbers=: a stage's key is set as numbers.<key>="),
             (["show", "nothing"], "error: nothing: no such run in runs"),
             (["cp", "configs/none.yaml", "x.yaml"], "error: configs/none.yaml: no such shipped config"),
-            (["cp", "nothing", "x.yaml"], "error: nothing: no such file"),
+            (["cp", "nothing", "x.yaml"], "error: nothing: no such shipped config; `vlm-align ls` lists them"),
+            (["cp", "judge", "x.yaml"], "error: judge: there are several: configs/prompts/"),
+            (["cp", "recipts", "x.yaml"], "error: recipts: no such shipped config; did you mean 'receipts'?"),
             (["numbers", "file=caf\udce9"], r"error: 'file=caf\udce9' is not UTF-8; rename a file or"),
             (["show", "caf\udce9"], r"error: 'caf\udce9' is not UTF-8"),
             (["numbers", r'file="\ud83d"'], r"error: vlm-align numbers: file: '\ud83d' is no text that UTF-8"),
@@ -194,6 +196,9 @@ def test_every_shipped_config_is_listed_and_copied(tmp_path: Path, capsys: pytes
         assert call("cp", name, str(to)) == 0
         assert to.read_bytes() == shipped_root().joinpath(*Path(name).parts[1:]).read_bytes()
         assert call("cp", name, str(to)) == 2  # nothing is overwritten
+    for name, path in {"demo": "pipelines/demo.yaml", "guarded": "rewards/guarded.yaml"}.items():
+        assert call("cp", name, str(tmp_path / name)) == 0
+        assert (tmp_path / name).read_bytes() == (shipped_root() / path).read_bytes()
     capsys.readouterr()
 
 

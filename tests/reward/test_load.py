@@ -57,7 +57,7 @@ def test_a_file_and_its_content_are_one_config(tmp_path: Path) -> None:
         ),
         ("reward: ruels\n", ":1: reward: 'ruels' is no reward; did you mean 'rules'?"),
         ("rules: []\n", ": reward: this key is required; known: rules, judge, claims, trained, guard, combine"),
-        ("- rules\n", ": a mapping of keys to values is expected, not list"),
+        ("- rules\n", ": a mapping of keys to values is expected, not a list"),
         ("reward: [\n", "not valid YAML"),
         ("reward: combine\nrewards:\n  a: missing.yaml\n", ":3: rewards.a: no such file: missing.yaml"),
         ("reward: combine\nrewards:\n  a: SELF\n", ":3: rewards.a: SELF is a part of itself"),
@@ -74,6 +74,19 @@ def test_mistakes_in_a_file_name_the_file(tmp_path: Path, text: str, message: st
         build(Holder, {"reward": str(path)}, Source("pipeline.yaml"))
     assert str(path) in str(error.value)
     assert message.replace("SELF", str(path)) in str(error.value)
+
+
+def test_a_shipped_reward_goes_by_its_name_where_a_file_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_reward("rules") == read_reward("configs/rewards/rules.yaml")
+    (tmp_path / "rules").write_text("reward: rules\nrules: [{rule: exact}]\n")
+    assert read_reward("rules") != read_reward("configs/rewards/rules.yaml")
+    with pytest.raises(UserError, match=r"^rulez: no such file, and no shipped reward .*; did you mean 'rules'\?$"):
+        read_reward("rulez")
+    with pytest.raises(UserError, match=r"^p: reward: no such file: judge; did you mean 'configs/rewards/judge.yaml'"):
+        build(Holder, {"reward": "judge"}, Source("p"))
 
 
 def test_a_missing_file_is_named_at_the_key_that_names_it() -> None:
