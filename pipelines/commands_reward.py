@@ -97,8 +97,22 @@ def serve_reward(
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not installed: pip install 'vlm-align[serve]'")
+    _check_address(host, port)
     from reward.serve import Limits, serve
 
     limits = Limits(body=max_body_mb << 20, pixels=max_pixels, candidates=max_candidates, queue=max_queue)
     with load_reward(reward) as opened:
         serve(opened, host, port, limits, token_env, allow_urls)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise UserError where nothing can listen there, before a model loads."""
+    import socket
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {error.strerror}") from None

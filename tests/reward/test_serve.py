@@ -19,11 +19,10 @@ import uvicorn
 
 from align.engine import EngineDied
 from align.records import Candidate, text_of
-from pipelines import cli as module
-from pipelines.cli import cli
 from reward import load_reward
 from reward.base import Reward, Score
 from reward.serve import Limits, create_app
+from tests.pipelines.test_cli import call
 from tests.reward.candidates import png
 
 RULES = {"reward": "rules", "rules": [{"rule": "exact"}]}
@@ -249,5 +248,13 @@ def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (str(tmp_path / "r.yaml"), "--token-env", "NO_SUCH_VARIABLE"): "NO_SUCH_VARIABLE is not set",
         (str(tmp_path / "none.yaml"),): "no such file",
     }.items():
-        assert module._exit_code(lambda words=words: cli(["serve-reward", *words], standalone_mode=False)) == 2
+        assert call("serve-reward", *words) == 2
         assert message in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ("serve-reward", str(tmp_path / "r.yaml"), "--port", str(taken.getsockname()[1]))
+        assert call(*words) == 2
+    assert call("serve-reward", str(tmp_path / "r.yaml"), "--host", "192.0.2.1") == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert "cannot listen there: " in line
