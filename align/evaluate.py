@@ -242,7 +242,10 @@ def table(metrics: dict[str, Any]) -> str:
     by_kind = [["by kind", *kinds], ["questions", *(str(about["questions"]) for about in kinds.values())]]
     by_kind += [[n, *(f"{100 * models[n]['kinds'][k][primary]['value']:.1f}" for k in kinds)] for n in names]
     title = f"{metrics['questions']} questions on {metrics['images']} held-out images, in %, 95 % intervals over images"
-    return "\n".join([title, *_lines(columns), *([""] if tested else []), *_lines(differences), "", *_lines(by_kind)])
+    lines = [title, *_lines(columns), *([""] if tested else []), *_lines(differences), "", *_lines(by_kind)]
+    if not any(models[n][metric]["value"] for n in names for metric in shown):
+        lines += ["", "no model is right once; what each said: vlm-align show RUN/step --rows"]
+    return "\n".join(lines)
 
 
 def _interval(found: dict[str, Any], sign: str = "") -> str:

@@ -86,7 +86,11 @@ def run_command(pipeline: str, words: tuple[str, ...], root: Path) -> None:
     from pipelines.pipeline import find_pipeline, load_pipeline
     from pipelines.runner import Runs, Say, run
 
-    run(load_pipeline(find_pipeline(pipeline), words), Runs(root), Say())
+    loaded = load_pipeline(find_pipeline(pipeline), words)
+    run(loaded, Runs(root), Say())
+    if not (root / loaded.name / "report.html").exists():
+        where = ["--runs", str(root)] if root != Path("runs") else []
+        click.echo(f"all of it on one page: {shlex.join(['vlm-align', 'report', loaded.name, *where])}")
 
 
 @cli.command("plan")

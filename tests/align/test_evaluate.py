@@ -293,3 +293,7 @@ def test_the_table() -> None:
     ]
     alone = {**metrics, "models": {"base": model(0.25)}, "differences": []}
     assert "p =" not in table(alone)
+    assert "once" not in table(alone)
+    nothing = {**model(0.0), "exact": estimate(0.0)}
+    assert "no model is right once; what each said: " in table({**alone, "models": {"base": nothing}})
+    assert "once" not in table({**alone, "models": {"base": nothing, "sft": model(0.0)}})  # exact is 0.2

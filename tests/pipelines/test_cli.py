@@ -51,6 +51,12 @@ class TestCommands:
         assert call("plan", "p.yaml") == 0
         assert capsys.readouterr().out.count("will run: not built yet") == 3
         assert call("run", "p.yaml") == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "all of it on one page: vlm-align report toy"
+        assert call("run", "p.yaml", "--runs", "my runs") == 0
+        assert capsys.readouterr().out.endswith("vlm-align report toy --runs 'my runs'\n")
+        assert call("report", "toy") == 0
+        assert call("run", "p.yaml") == 0
+        assert "vlm-align report" not in capsys.readouterr().out
         assert call("plan", "p.yaml") == 0
         assert capsys.readouterr().out.splitlines()[-1].split() == ["trained", "hit"]
         assert call("show", "toy", "--json") == 0
