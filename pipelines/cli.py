@@ -284,6 +284,8 @@ def _exit_code(work: Callable[[], Any]) -> int:
         key = error.option_name.lstrip("-")
         near = get_close_matches(key, [p.lstrip("-") for p in error.possibilities or ()], n=1)
         hint = f"did you mean --{near[0]}?" if near else f"a key is given as {key}=VALUE"
+        if error.ctx is not None and isinstance(error.ctx.command, click.Group):
+            hint = "a command's options stand behind the command"
         click.echo(f"error: {error.option_name} is no option; {hint}", err=True)
         return 2
     except click.exceptions.NoArgsIsHelpError as error:

@@ -44,7 +44,7 @@ def _found(run: str, root: Path) -> dict[str, tuple[Path, Artifact]]:
         raise UserError(f"{run}: no such step{did_you_mean(run, beside)}")
     if (root / run).is_dir():
         raise UserError(f"{run}: no step of this run is done yet; its logs: {root / run / 'logs'}")
-    runs = [p.name for p in root.iterdir() if p.name != "store"] if root.is_dir() else []
+    runs = {p.parent.name for p in root.glob("*/*") if p.is_symlink() or p.name == "logs"}
     raise UserError(f"{run}: no such run in {root}{did_you_mean(run, runs)}")
 
 

@@ -84,6 +84,8 @@ class TestCommands:
         assert one == two
         for words, message in {
             ("show", "toy/scald"): "toy/scald: no such step; did you mean 'toy/scaled'?",
+            ("show", "toi"): "toi: no such run in runs; did you mean 'toy'?",
+            ("show", "toy", "--runs", "runs/toy"): "toy: no such run in runs/toy",
             ("show", "toy/x"): "toy/x: no such step; known: toy/numbers, toy/scaled, toy/trained",
             ("show", "toy/scaled/od", "--rows"): "toy/scaled has no output 'od'; did you mean 'odd'?",
             ("report", "toy/scaled/odd"): "toy/scaled/odd is an output of the step toy/scaled: name the step",
@@ -107,6 +109,7 @@ class TestCommands:
             ),
             (["run", "p.yaml", "--count", "3"], "error: --count is no option; a key is given as count=VALUE"),
             (["run", "p.yaml", "--run", "x"], "error: --run is no option; did you mean --runs?"),
+            (["--runs", "x", "run", "p.yaml"], "error: --runs is no option; a command's options stand behind the com"),
             (["run", "p.yaml", "count", "=", "3"], "error: 'count': expected key=value"),
             (["run"], "error: Missing argument 'PIPELINE'."),
             (["run", "p.yaml", "numbrs.n=3"], "error: numbrs.n=: nothing of that name to set; did you mean 'numbers'?"),
