@@ -89,7 +89,7 @@ def test_sft(family: str, micro_batch: int | None, tmp_path: Path) -> None:
     path = str(tiny(family, tmp_path))
     preset = Preset(connector="full" if family == "llava" else "lora", rank=4)
     stage = SFT(
-        input="", model=path, adapter=preset, batch_size=ROWS, micro_batch=micro_batch, max_steps=1, max_grad_norm=1e9
+        input="rows", model=path, adapter=preset, batch_size=ROWS, micro_batch=micro_batch, max_steps=1, max_grad_norm=1e9
     )
     rows = questions(images(Store(tmp_path / "store")), ROWS)
     model, processor = trainable(path, preset, "float32", "cpu", 0)
@@ -124,7 +124,7 @@ def test_dpo(family: str, steps: int, tmp_path: Path) -> None:
 
     size = ROWS // 2
     stage = DPO(
-        input="", model=path, adapter=preset, batch_size=size, max_steps=steps, max_grad_norm=1e9, beta=0.3,
+        input="rows", model=path, adapter=preset, batch_size=size, max_steps=steps, max_grad_norm=1e9, beta=0.3,
         loss_weights=[1.0, 0.5],
     )  # fmt: skip
 
@@ -178,7 +178,7 @@ def test_rows_of_one_batch_do_not_touch_each_other(tmp_path: Path) -> None:
     awake(model, 1)
     with torch.no_grad():
         alone = [plain_logps(model, processor, row, row.completion) for row in rows]
-    stage = SFT(input="", model=path, batch_size=2, max_steps=1)
+    stage = SFT(input="rows", model=path, batch_size=2, max_steps=1)
     logged, _ = first_step(
         stage, model, processor, list(rows), Task("sft", sft._parts, MendedSFT, SFTConfig, True), tmp_path
     )
