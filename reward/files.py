@@ -1,7 +1,7 @@
 """Scoring a file with a reward, outside of any pipeline: JSON lines or parquet in, the same out.
 
 In: rows of a question, one answer or several, images. Out: one row for every answer in the order of the input, with
-`score`, `parts` and `reason`. Work is kept chunk by chunk beside the output, so a stopped command continues; the output
+the row's `id` (its number, counted from 1, where it has none), `score`, `parts` and `reason`. Work is kept chunk by chunk beside the output, so a stopped command continues; the output
 appears whole or not at all. A row that cannot be read is a row out without a score, with the reason.
 """
 
@@ -56,14 +56,19 @@ def score_file(config: Kind, source: Path, target: Path, *, allow_urls: bool = F
     work = target.with_name(target.name + ".partial")
     _begin(work, config, source, chunk)
     counts = Counts()
-    with _Lazy(config) as reward, progress(_size(source), "rows") as bar:
-        for part, rows in enumerate(_chunks(source, chunk)):
-            done = work / f"part-{part:06d}.jsonl"
-            if not done.exists():
-                with Images(source.absolute().parent, work / "images", urls=allow_urls) as images:
-                    _write_lines(done, _score_rows(rows, reward, images, part * chunk))
-            bar.update(len(rows))
-            counts.rows += len(rows)
+    try:
+        with _Lazy(config) as reward, progress(_size(source), "rows") as bar:
+            for part, rows in enumerate(_chunks(source, chunk)):
+                done = work / f"part-{part:06d}.jsonl"
+                if not done.exists():
+                    with Images(source.absolute().parent, work / "images", urls=allow_urls) as images:
+                        _write_lines(done, _score_rows(rows, reward, images, part * chunk))
+                bar.update(len(rows))
+                counts.rows += len(rows)
+    except BaseException:
+        if not any(work.glob("part-*.jsonl")):  # there is nothing to continue from
+            _remove(work)
+        raise
     for record in _parts(work):
         counts.answers += 1
         counts.unscored += record["score"] is None
@@ -102,9 +107,14 @@ def _begin(work: Path, config: Kind, source: Path, chunk: int) -> None:
     if mark.is_file() and json.loads(mark.read_text()) == key:
         return
     if work.is_dir():
-        for path in sorted(work.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+        _remove(work)
     write_json(mark, key)
+
+
+def _remove(work: Path) -> None:
+    for path in sorted(work.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    work.rmdir()
 
 
 def state_of(config: Kind) -> dict[str, Any]:
@@ -174,8 +184,9 @@ def _score_rows(rows: Sequence[Any], reward: _Lazy, images: Images, first: int) 
     candidates = [c for asked in read if isinstance(asked, Asked) for c in asked.candidates]
     scores = iter(reward.score(candidates) if candidates else [])
     records: list[dict[str, Any]] = []
-    for row, asked in zip(rows, read, strict=True):
-        name = row.get("id") if isinstance(row, dict) else None
+    for n, (row, asked) in enumerate(zip(rows, read, strict=True), first + 1):
+        own = row.get("id") if isinstance(row, dict) else None
+        name = str(n if own is None else own)
         if isinstance(asked, BadAsk):
             records.append(_record(name, None, Score(None, reason=str(asked))))
         else:
@@ -183,9 +194,9 @@ def _score_rows(rows: Sequence[Any], reward: _Lazy, images: Images, first: int) 
     return records
 
 
-def _record(name: Any, candidate: int | None, score: Score) -> dict[str, Any]:
+def _record(name: str, candidate: int | None, score: Score) -> dict[str, Any]:
     return {
-        "id": None if name is None else str(name),
+        "id": name,
         "candidate": candidate,
         "score": score.value,
         "parts": score.parts,
@@ -234,6 +245,4 @@ def _publish(work: Path, target: Path) -> None:
             for path in sorted(work.glob("part-*.jsonl")):
                 out.write(path.read_bytes())
     whole.replace(target)
-    for path in sorted(work.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    work.rmdir()
+    _remove(work)

@@ -55,9 +55,9 @@ def test_rows_in_both_forms_and_bad_ones_between(tmp_path: Path) -> None:
     counts = score_file(read_reward(RULES), source, tmp_path / "out.jsonl", chunk=3)
     found = lines(tmp_path / "out.jsonl")
     assert [(r["id"], r["candidate"], r["score"]) for r in found] == [
-        ("a", 0, 1.0), ("a", 1, 0.0), ("7", 0, 1.0), ("typo", None, None), (None, 0, None), ("url", None, None),
-        ("many", None, None), ("base64", None, None), ("no image", None, None), ("trl", 0, 1.0), (None, None, None),
-        (None, None, None), (None, None, None), ("s", None, None),
+        ("a", 0, 1.0), ("a", 1, 0.0), ("7", 0, 1.0), ("typo", None, None), ("4", 0, None), ("url", None, None),
+        ("many", None, None), ("base64", None, None), ("no image", None, None), ("trl", 0, 1.0), ("10", None, None),
+        ("11", None, None), ("12", None, None), ("s", None, None),
     ]  # fmt: skip
     reasons = [r["reason"] for r in found]
     for n, start in {
@@ -159,6 +159,17 @@ def test_the_command_takes_files_and_keys(tmp_path: Path, capsys: pytest.Capture
     }.items():
         assert call("score", *words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_reward_that_stops_at_once_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Rules, given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Rules, "score", stopped)
+    source = write(tmp_path / "in.jsonl", [{"prompt": "?", "completion": "1", "reference": "1"}])
+    with pytest.raises(KeyboardInterrupt):
+        score_file(read_reward(RULES), source, tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_no_parquet(tmp_path: Path) -> None:
