@@ -65,6 +65,10 @@ class QA(Row):
     source: str = ""  # who wrote the answer: teacher, template digest, parameters
 
 
+REFERENCE = "reference"
+"""The `sampler` of a candidate that nobody sampled: the question's own answer."""
+
+
 class Candidate(Row):
     """One sampled answer to a question; `reference` is the question's own answer."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from align.artifact import Out, rows
 from align.errors import UserError
 from align.metrics import METRICS, bootstrap, final_answer, normalise, paired, reference_answer
-from align.records import Scored, dropped, text_of
+from align.records import REFERENCE, Scored, dropped, text_of
 from align.stage import Metrics, PortType, Ref, Stage
 
 WAYS = ("best", "mean", "majority", "any")
@@ -23,6 +23,7 @@ class BestOf(Stage):
     """Accuracy of the highest scored of n answers, against their mean, a majority vote and pass@n."""
 
     NAME: ClassVar[str] = "best-of"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"best": Scored}
 
     input: Annotated[str, Ref(Scored)]
@@ -36,6 +37,8 @@ class BestOf(Stage):
             out.rows_in += 1
             if row.reference is None or row.score is None:
                 out.drop([dropped(row, "no reference" if row.reference is None else "unscored")])
+            elif row.sampler == REFERENCE:
+                out.drop([dropped(row, "the reference itself")])
             else:
                 groups[row.question_id].append(row)
         if not groups:

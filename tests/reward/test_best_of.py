@@ -42,6 +42,7 @@ def test_the_stage_over_questions(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     given = [said(f"q{q}", f"Answer: {a}", a / 10, image=f"i{q % 3}") for q in range(6) for a in (1, 2)]
     given += [said("q9", "Answer: 2", None), said("q8", "Answer: 2", 0.5, reference=None)]
+    given += [said("q0", "Answer: 2", 0.9).model_copy(update={"id": "own", "sampler": "reference"})]
     stage = build(BestOf, {"input": keep(store, given, Scored), "answer_after": "Answer:"}, Source("x"))
     with begin(store, "best-of", "a") as out:
         metrics = stage.run(out)
@@ -52,7 +53,7 @@ def test_the_stage_over_questions(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (metrics["questions"], metrics["images"], metrics["candidates"]) == (6, 3, {"least": 2, "most": 2})
     assert [d["value"] for d in metrics["differences"]] == [0.5, 0.5]
-    assert dict(out.reasons) == {"unscored": 1, "no reference": 1}
+    assert dict(out.reasons) == {"unscored": 1, "no reference": 1, "the reference itself": 1}
     assert "best of 2       100.0 [100.0, 100.0]" in stage.summary_of(metrics)
     assert "best - majority +50.0" in stage.summary_of(metrics)
 
