@@ -20,7 +20,7 @@ from align.artifact import Batch, Out, count_rows, rows
 from align.config import Config
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
 from align.errors import UserError
-from align.records import REFERENCE, QA, Candidate, Dropped, Message, Row, Sampling, dropped, row_id, row_seed, text_of
+from align.records import QA, REFERENCE, Candidate, Dropped, Message, Row, Sampling, dropped, row_id, row_seed, text_of
 from align.stage import RUNTIME, FileRef, Metrics, PortType, Ref, Stage
 from align.templates import asked, check_shows
 from align.unanswered import NO_ANSWER, stop_unanswered

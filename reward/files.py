@@ -1,8 +1,9 @@
 """Scoring a file with a reward, outside of any pipeline: JSON lines or parquet in, the same out.
 
 In: rows of a question, one answer or several, images. Out: one row for every answer in the order of the input, with
-the row's `id` (its number, counted from 1, where it has none), `score`, `parts` and `reason`. Work is kept chunk by chunk beside the output, so a stopped command continues; the output
-appears whole or not at all. A row that cannot be read is a row out without a score, with the reason.
+the row's `id` (its number, counted from 1, where it has none), `score`, `parts` and `reason`. Work is kept chunk by
+chunk beside the output, so a stopped command continues; the output appears whole or not at all. A row that cannot be
+read is a row out without a score, with the reason.
 """
 
 import hashlib

@@ -89,7 +89,13 @@ def test_sft(family: str, micro_batch: int | None, tmp_path: Path) -> None:
     path = str(tiny(family, tmp_path))
     preset = Preset(connector="full" if family == "llava" else "lora", rank=4)
     stage = SFT(
-        input="rows", model=path, adapter=preset, batch_size=ROWS, micro_batch=micro_batch, max_steps=1, max_grad_norm=1e9
+        input="rows",
+        model=path,
+        adapter=preset,
+        batch_size=ROWS,
+        micro_batch=micro_batch,
+        max_steps=1,
+        max_grad_norm=1e9,
     )
     rows = questions(images(Store(tmp_path / "store")), ROWS)
     model, processor = trainable(path, preset, "float32", "cpu", 0)
