@@ -64,6 +64,8 @@ class Runtime:
 RUNTIME = Runtime()
 ModelRef = Annotated[str, Ref("model")]
 """A stage above that makes a model, a local folder, or a hub id `org/name[@revision]`."""
+TextModelRef = Annotated[str, Ref("model"), Outside()]
+"""The same for a model of any kind, which the stage looks at itself."""
 FolderRef = Annotated[str, Ref("folder"), Outside()]
 """A folder output of a stage above, or a folder of the user's."""
 FileRef = Annotated[str, Ref("file"), Outside()]

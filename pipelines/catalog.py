@@ -26,6 +26,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "sample": ("align.sample:Sample", "draw candidate answers from teacher and student"),
     "vote": ("align.vote:Vote", "the answer that most candidates agree on, where none is known"),
     "score": ("reward.score:ScoreStage", "score the candidates with a reward"),
+    "graft": ("reward.graft:Graft", "a text reward model's language layers and head into a vision-language model"),
     "train-reward": ("reward.train:TrainReward", "train a reward model from preferences or scored candidates"),
     "best-of": (
         "reward.best_of:BestOf",
@@ -42,6 +43,10 @@ STAGES: dict[str, tuple[str, str]] = {
     "evaluate-safety": ("align.evaluate_safety:EvaluateSafety", "violation and false-refusal rates, before and after"),
     "draw-charts": ("pipelines.demo.stages:DrawCharts", "demo: draw charts with known ground truth"),
     "build-models": ("pipelines.demo.stages:BuildModels", "demo: build the small teacher and the small Mllama student"),
+    "build-language-reward": (
+        "pipelines.demo.stages:BuildLanguageReward",
+        "demo: build a small reward model for text from the student's language model",
+    ),
 }
 
 

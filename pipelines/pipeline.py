@@ -241,7 +241,7 @@ class _Resolver:
             if artifact is not None:
                 return artifact
             if ref.to == "model":
-                return self._model(value)
+                return self._model(value, family=not outside)
             if not outside:
                 raise UserError(f"no stage above and no artifact folder is called {value!r}")
         elif not outside:
@@ -269,14 +269,16 @@ class _Resolver:
         self.outside += [(str(path.absolute()), digest) for path, digest in zip(paths, digests, strict=True)]
         return [f"sha256:{digest}" for digest in digests]
 
-    def _model(self, value: str) -> tuple[str, str]:
+    def _model(self, value: str, family: bool = True) -> tuple[str, str]:
+        """A folder or a hub id; `family` asks for a vision-language model of a known family."""
         path = Path(value).expanduser()
         if path.exists():
             from align.models import base_of, check_model, is_adapter
 
             if value not in self.pins:
                 self.pins[value] = ""
-                check_model(str(path))
+                if family:
+                    check_model(str(path))
                 self.pins[value] = value
             if not self.pins[value]:  # said where it stands first
                 return value, value

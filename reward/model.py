@@ -21,15 +21,16 @@ from align.errors import UserError
 from align.families import family_of
 from align.models import load, locate
 from align.records import Message
-from align.training.collate import pad, stack
+from align.training.collate import pad as pad_rows
+from align.training.collate import stack
 from align.training.encode import Encoded, Encoder, Unusable
-from align.tree.forward import Tree
+from align.tree.forward import Tree, pad
 from align.tree.forward import score as score_trees
 from align.tree.layout import IGNORED
 from align.tree.layout import Path as TreePath
 from align.tree.trl import Forest
 from align.tree.vision import Features, Images, Vision, unwrapped, why_plain
-from reward.trained import OWN_HEAD, check_code, head_file
+from reward.trained import HEADS, OWN_HEAD, check_code, head_file
 
 TOKENS = 1 << 13
 """Tokens of trees in one pass: the attention mask is as large as their square."""
@@ -54,19 +55,26 @@ class RewardModel(nn.Module):  # type: ignore[misc]
         self.vlm = vlm
         self.head = head
 
-    def forward(self, inputs: Mapping[str, Any], vision: Vision | None = None) -> Tensor:
-        """[rows] the rating of each right-padded sequence; with `vision`, of each row of `inputs["forest"]`."""
+    def forward(self, inputs: Mapping[str, Any], vision: Vision | None = None, tails: Tensor | None = None) -> Tensor:
+        """[rows] the rating of each right-padded sequence; with `vision`, of each row of `inputs["forest"]`. With
+        `tails` [rows], the ratings [rows, most] at the last `tails[row]` tokens, as if each were the end, padded with
+        zeros."""
         if vision is not None:
             forest: Forest = inputs["forest"]
-            ratings = self.rated(score_trees(self.vlm, forest.trees, vision, TOKENS).last_hidden)
-            return ratings[forest.rows.argsort().to(ratings.device)]
+            wanted = None if tails is None else tails[forest.rows].tolist()
+            scores = score_trees(self.vlm, forest.trees, vision, TOKENS, wanted)
+            order = forest.rows.argsort().tolist()
+            found = [self.rated(scores.tails[n]) for n in order] if tails is not None else []
+            return pad(found) if found else self.rated(scores.last_hidden)[order]
         backbone = unwrapped(self.vlm).base_model
-        last = inputs["attention_mask"].sum(dim=1) - 1
+        last = inputs["attention_mask"].sum(dim=1)
         hidden = backbone(**inputs, use_cache=False).last_hidden_state
-        return self.rated(hidden[torch.arange(len(last), device=hidden.device), last])
+        if tails is not None:
+            return pad([self.rated(row[end - n : end]) for row, end, n in zip(hidden, last, tails, strict=True)])
+        return self.rated(hidden[torch.arange(len(last), device=hidden.device), last - 1])
 
     def rated(self, hidden: Tensor) -> Tensor:
-        """[rows] for hidden states [rows, hidden] at the ends of answers."""
+        """[tokens] for hidden states [tokens, hidden]."""
         with torch.autocast(hidden.device.type, enabled=False):
             ratings: Tensor = self.head(hidden.float())[:, 0]
         return ratings
@@ -82,6 +90,14 @@ def fresh_head(vlm: Any, seed: int) -> nn.Linear:
         head.weight.copy_(torch.randn(1, size, generator=draw) / math.sqrt(size + 1))
         head.bias.zero_()
     return head.to(unwrapped(vlm).device)
+
+
+def first_head(folder: Path, vlm: Any, seed: int) -> nn.Linear:
+    """The head that training begins with: that of the model's folder where it has one, a fresh one else."""
+    if not any((folder / form.file).is_file() for form in HEADS):
+        return fresh_head(vlm, seed)
+    base = unwrapped(vlm)
+    return load_head(folder, base.config.get_text_config().hidden_size).to(base.device)
 
 
 def save_head(head: nn.Linear, folder: Path) -> None:
@@ -210,7 +226,7 @@ class Rater:
             found[i] = rating if math.isfinite(rating) else f"the model gave {rating}"
 
     def _plain(self, waiting: list[tuple[int, str, Encoded]], pixels: dict[str, dict[str, Tensor]]) -> Tensor:
-        batch = pad([encoded for _, _, encoded in waiting], self.pad_token_id)
+        batch = pad_rows([encoded for _, _, encoded in waiting], self.pad_token_id)
         batch.update(stack([pixels[image] for _, image, _ in waiting]))
         device = unwrapped(self.model.vlm).device
         ratings: Tensor = self.model({name: tensor.to(device) for name, tensor in batch.items()})

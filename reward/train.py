@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from align.artifact import Out, rows
 from align.errors import UserError
 from align.metrics import final_answer, normalise
+from align.models import locate
 from align.records import Message, Pair, Scored, row_id, row_seed, text_of
 from align.stage import Metrics, Ref
 from align.training.options import Training
@@ -50,6 +51,7 @@ class TrainReward(Training):
     holdout: float = Field(0.1, gt=0, lt=1)  # share of the images kept for measuring
     margin: float = Field(0.0, ge=0)
     penalty: float = Field(0.01, ge=0)
+    along: float = Field(0.0, ge=0)  # weight of the same loss at every token from the first one that differs
 
     @model_validator(mode="after")
     def _sources(self) -> "TrainReward":
@@ -66,11 +68,13 @@ class TrainReward(Training):
         made, left_out = self._pairs()
         seen, held = split(made, self.holdout, self.seed)
         trainers: list[RewardTrainer] = []
+        start = locate(self.model).folder
 
         def trainer(**given: Any) -> RewardTrainer:
             gaps = {p.id: p.chosen_score - p.rejected_score for p in seen}
             memory = int(self.image_cache_gb * 2**30)
-            trainers.append(RewardTrainer(gaps=gaps, margin=self.margin, penalty=self.penalty, memory=memory, **given))
+            about: dict[str, Any] = {"gaps": gaps, "margin": self.margin, "penalty": self.penalty, "along": self.along}
+            trainers.append(RewardTrainer(memory=memory, start=start, **about, **given))
             return trainers[-1]
 
         task = Task("train-reward", answers, trainer, arguments)

@@ -16,10 +16,11 @@ from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
 
 from align.training.collate import Collator
+from align.training.encode import Example
 from align.training.trainers import ADAPTER, ByImage, Mended, save_adapter
 from align.tree.vision import Images, Vision, unwrapped, why_plain
 from align.vision_cache import VisionCache
-from reward.model import RewardModel, forest, fresh_head, load_head, save_head
+from reward.model import RewardModel, first_head, forest, load_head, save_head
 
 
 def arguments(**given: Any) -> TrainingArguments:
@@ -29,8 +30,8 @@ def arguments(**given: Any) -> TrainingArguments:
 
 
 class Pairs:
-    """Batches of pairs: the model's inputs, or trees where there is a `vision`, chosen answers first; and `gap`, by how
-    much the scores of each pair differ."""
+    """Batches of pairs: the model's inputs, or trees where there is a `vision`, chosen answers first; `gap`, by how
+    much the scores of each pair differ; and `tails`, how many tokens each answer has from where the two differ."""
 
     def __init__(self, inner: Collator, gaps: Mapping[str, float], vision: Vision | None) -> None:
         self.inner = inner
@@ -41,12 +42,21 @@ class Pairs:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         chosen = [self.examples[feature["index"]] for feature in features]
         gap = torch.tensor([self.gaps[example.id] for example in chosen])
+        tails = torch.tensor([_tails(example) for example in chosen]).T.flatten()
         if self.vision is not None:
             rows = [(example.image, example.sequences[n]) for n in (0, 1) for example in chosen]
-            return {"forest": forest(rows, self.vision), "gap": gap}
+            return {"forest": forest(rows, self.vision), "gap": gap, "tails": tails}
         batch = self.inner(features)
         del batch["completion_mask"]
-        return {**batch, "gap": gap}
+        return {**batch, "gap": gap, "tails": tails}
+
+
+def _tails(example: Example) -> tuple[int, int]:
+    """How many tokens of the chosen and of the rejected answer stand from the first one that differs."""
+    chosen, rejected = (sequence.inputs["input_ids"] for sequence in example.sequences)
+    short = min(len(chosen), len(rejected))
+    same = int((chosen[:short] == rejected[:short]).cumprod(0).sum())
+    return len(chosen) - min(same, short - 1), len(rejected) - min(same, short - 1)
 
 
 class RewardTrainer(Mended, ByImage):
@@ -57,22 +67,33 @@ class RewardTrainer(Mended, ByImage):
     def __init__(self, model: Any, args: TrainingArguments, data_collator: Collator, **given: Any) -> None:
         self.margin: float = given.pop("margin")
         self.penalty: float = given.pop("penalty")
+        self.along: float = given.pop("along")
         longest = max(len(sequence) for example in data_collator.examples for sequence in example.sequences)
         reason = why_plain(unwrapped(model).config, longest)
         self.path = f"plain: {reason}" if reason else "tree"
         memory: int = given.pop("memory")
         self.vision = None if reason else _vision(model, data_collator, memory)
         collator = Pairs(data_collator, given.pop("gaps"), self.vision)
-        self.reward_model = RewardModel(model, fresh_head(model, args.seed))
+        self.reward_model = RewardModel(model, first_head(given.pop("start"), model, args.seed))
         super().__init__(model=self.reward_model, args=args, data_collator=collator, **given)
 
     def compute_loss(
         self, model: Callable[..., Tensor], inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
     ) -> Any:
-        gap = inputs.pop("gap")
-        chosen, rejected = model(inputs, self.vision).chunk(2)
+        gap, tails = inputs.pop("gap"), inputs.pop("tails")
+        if not self.along:
+            chosen, rejected = model(inputs, self.vision).chunk(2)
+        else:
+            every = model(inputs, self.vision, tails)
+            chosen, rejected = every.gather(1, tails[:, None].to(every.device) - 1)[:, 0].chunk(2)
         loss = -logsigmoid(chosen - rejected - self.margin * gap).mean()
         loss = loss + self.penalty * (chosen.square() + rejected.square()).mean() / 2
+        if self.along:
+            better, worse = every.chunk(2)
+            both = torch.minimum(*tails.chunk(2)).to(every.device)
+            within = torch.arange(every.shape[1], device=every.device) < both[:, None]
+            steps = -logsigmoid(better - worse).masked_fill(~within, 0).sum(dim=1) / both
+            loss = loss + self.along * steps.mean()
         return (loss, {}) if return_outputs else loss
 
     def save_head(self, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """One forward pass over trees of sequences, and the log-probability of every scored token in it.
 
 In: a model, wrapped in PEFT (and a launcher) or not, trees of paths, the images' features. Out: `Scores` by path, as
-TRL's fused head gives them by sequence, with gradient; and the hidden state at the end of each path, for a head that
+TRL's fused head gives them by sequence, with gradient; and the hidden states at the end of each path, for a head that
 rates answers. The model is called by its own arguments; only the tokens that have something to predict reach the head.
 """
 
@@ -39,8 +39,8 @@ class Tree:
 @dataclass(frozen=True)
 class Scores:
     """By path, in the order of the trees: [paths, T-1] with T the longest path's tokens; entry t is about token t+1
-    and zero where that is not scored. `log_probs` carries gradient, what TRL logs beside it does not. `last_hidden`
-    [paths, hidden] is the hidden state at the last token."""
+    and zero where that is not scored. `log_probs` carries gradient, what TRL logs beside it does not. `tails` are by
+    path the hidden states [n, hidden] at its last n tokens."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -48,7 +48,12 @@ class Scores:
     is_top1: Tensor
     log_sum_sq_probs: Tensor
     label_mask: Tensor
-    last_hidden: Tensor
+    tails: list[Tensor]
+
+    @property
+    def last_hidden(self) -> Tensor:
+        """[paths, hidden] at the last token of each."""
+        return torch.stack([tail[-1] for tail in self.tails])
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,12 @@ def pad(tensors: Sequence[Tensor], value: float = 0) -> Tensor:
     return padded
 
 
-def score(model: Any, trees: Sequence[Tree], vision: Vision, budget: int = TOKENS) -> Scores:
+def score(
+    model: Any, trees: Sequence[Tree], vision: Vision, budget: int = TOKENS, tails: Sequence[int] | None = None
+) -> Scores:
     """Score every path of every tree, in passes of at most `budget` tokens; a tree that is larger is split. A model
-    with cross-attention gets text alone in a pass of its own, which has to skip those layers."""
+    with cross-attention gets text alone in a pass of its own, which has to skip those layers. `tails` says by path how
+    many hidden states at its end are wanted, one if it is not given."""
     parts: list[tuple[Tree, list[int]]] = []  # with its paths' numbers among all paths
     seen = 0
     for tree in trees:
@@ -99,10 +107,11 @@ def score(model: Any, trees: Sequence[Tree], vision: Vision, budget: int = TOKEN
     for kind in kinds.values():
         for together in passes([len(parts[n][0].layout) for n in kind], budget):
             chosen = [parts[kind[i]] for i in together]
-            for (_, numbers), scored in zip(chosen, _score_rows(model, [c[0] for c in chosen], vision), strict=True):
+            wanted = [[1 if tails is None else tails[number] for number in numbers] for _, numbers in chosen]
+            found = _score_rows(model, [tree for tree, _ in chosen], vision, wanted)
+            for (_, numbers), scored in zip(chosen, found, strict=True):
                 for number, *row in zip(numbers, *scored, strict=True):
                     rows[number] = row
-    hidden = torch.stack([row[1] for row in rows])
     stacked = pad([row[0] for row in rows])
     log_probs, entropy, mean_logits, log_sum_sq, is_top1, on = stacked.unbind(-1)
     return Scores(
@@ -112,12 +121,12 @@ def score(model: Any, trees: Sequence[Tree], vision: Vision, budget: int = TOKEN
         is_top1.detach().bool(),
         log_sum_sq.detach(),
         on.detach().bool(),
-        hidden,
+        [row[1] for row in rows],
     )
 
 
-def _score_rows(model: Any, trees: Sequence[Tree], vision: Vision) -> list[list[Any]]:
-    """For each tree: by path the numbers of its tokens [T-1, 6], and by path its last hidden state."""
+def _score_rows(model: Any, trees: Sequence[Tree], vision: Vision, tails: Sequence[Sequence[int]]) -> list[list[Any]]:
+    """For each tree: by path the numbers of its tokens [T-1, 6], and by path the hidden states of its tail."""
     base = unwrapped(model)
     device = vision.backbone.device
     layouts = [tree.layout for tree in trees]
@@ -129,7 +138,8 @@ def _score_rows(model: Any, trees: Sequence[Tree], vision: Vision) -> list[list[
     result = []
     for row, layout in enumerate(layouts):
         wheres = [where.to(device) for where in layout.where]
-        result.append([[numbers[row, w[:-1]] for w in wheres], [hidden[row, w[-1]] for w in wheres]])
+        ends = [hidden[row, w[-n:]] for w, n in zip(wheres, tails[row], strict=True)]
+        result.append([[numbers[row, w[:-1]] for w in wheres], ends])
     return result
 
 

@@ -1,9 +1,9 @@
 """Builds one of the demo's models in a process of its own, on one thread: two such processes use two cores fully,
 where one process with two threads does not.
 
-In: on the command line, which model, the folder, the seed, the effort (a share of the default steps) and the prompts.
-Out: the model's folder; on stdout `done total` after every step and the metrics as JSON at the end. A builder whose
-asker is gone cannot write there and ends.
+In: on the command line, which model, the folder, the seed, the effort (a share of the default steps) and what it is
+built from: the prompts, or for the language reward model the student. Out: the model's folder; on stdout `done total`
+after every step and the metrics as JSON at the end. A builder whose asker is gone cannot write there and ends.
 """
 
 import json
@@ -22,11 +22,12 @@ from pipelines.demo.prompts import FOLDER
 MODELS = ("teacher", "student")
 
 
-def main(model: str, out: str, seed: str, effort: str, folder: str) -> None:
-    """Build `model` ("teacher" or "student") with the prompt templates of `folder`."""
+def main(model: str, out: str, seed: str, effort: str, source: str) -> None:
+    """Build `model` ("teacher", "student" or "language-reward") from `source`."""
     Path(out).mkdir(parents=True, exist_ok=True)  # what cannot be written is found before it is trained
     import torch
 
+    from pipelines.demo.language_reward import RewardPlan, build_language_reward
     from pipelines.demo.prompts import Prompts
     from pipelines.demo.student import StudentPlan, build_student
     from pipelines.demo.teacher import TeacherPlan, build_teacher
@@ -38,20 +39,25 @@ def main(model: str, out: str, seed: str, effort: str, folder: str) -> None:
     def report(done: int, total: int) -> None:
         print(done, total, file=steps, flush=True)
 
-    share, prompts = float(effort), Prompts(folder)
+    share = float(effort)
     if model == "teacher":
-        metrics = build_teacher(Path(out), int(seed), TeacherPlan().scaled(share), progress=report, prompts=prompts)
+        plan = TeacherPlan().scaled(share)
+        metrics = build_teacher(Path(out), int(seed), plan, progress=report, prompts=Prompts(source))
+    elif model == "student":
+        metrics = build_student(
+            Path(out), int(seed), StudentPlan().scaled(share), progress=report, prompts=Prompts(source)
+        )
     else:
-        metrics = build_student(Path(out), int(seed), StudentPlan().scaled(share), progress=report, prompts=prompts)
+        metrics = build_language_reward(Path(source), Path(out), int(seed), RewardPlan().scaled(share), report)
     print(json.dumps(metrics), file=steps, flush=True)
 
 
 def build_all(
-    folders: dict[str, Path], seed: int, effort: float, moved: Callable[[float], None], prompts: str = FOLDER
+    folders: dict[str, Path], seed: int, effort: float, moved: Callable[[float], None], source: str = FOLDER
 ) -> dict[str, dict[str, float]]:
-    """Build the models side by side; `moved` hears the share done, 0 to 1. Raises RuntimeError where one fails; the
-    other one is stopped and continues from its checkpoint the next time. `checkpoints` stays in each model's folder: as
-    long as the result is not visible, a model that is finished is not trained again."""
+    """Build the models from `source`, side by side; `moved` hears the share done, 0 to 1. Raises RuntimeError where one
+    fails; the other one is stopped and continues from its checkpoint the next time. `checkpoints` stays in each model's
+    folder: as long as the result is not visible, a model that is finished is not trained again."""
     shares = dict.fromkeys(folders, 0.0)
     metrics: dict[str, dict[str, float]] = {}
     failed: list[str] = []
@@ -78,7 +84,7 @@ def build_all(
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         for name, folder in folders.items():
-            command = python_module("pipelines.demo.build", name, str(folder), str(seed), str(effort), prompts)
+            command = python_module("pipelines.demo.build", name, str(folder), str(seed), str(effort), source)
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
             processes[name] = stack.enter_context(process)
             stack.callback(process.kill)

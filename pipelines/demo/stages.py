@@ -1,6 +1,6 @@
-"""The demo's two stages: draw the charts, build the models.
+"""The demo's own stages: draw the charts, build the models.
 
-In: seeds and sizes, and the prompts that the teacher is to be sent. Out: a folder of images with their tables, and two
+In: seeds and sizes, and the prompts that the teacher is to be sent. Out: a folder of images with their tables, and
 model folders. Everything after them in the demo's pipeline is the ordinary stages, which do not know that it is a demo.
 """
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from align.config import shipped
 from align.errors import UserError
 from align.progress import progress
-from align.stage import FolderRef, Metrics, PortType, Stage
+from align.stage import FolderRef, Metrics, ModelRef, PortType, Stage
 from pipelines.demo.prompts import FOLDER, Prompts
 
 if TYPE_CHECKING:
@@ -58,16 +58,37 @@ class BuildModels(Stage):
                 raise UserError(f"prompts: {error}") from None
 
     def run(self, out: "Out") -> Metrics:
-        from pipelines.demo.build import MODELS, build_all
+        from pipelines.demo.build import MODELS
 
-        folders = {name: out.folder(name) for name in MODELS}
-        out.discard(*(f"{name}/checkpoints" for name in MODELS))
-        with progress(1000, "building the models, permille") as bar:
+        return _build(out, {name: name for name in MODELS}, self.seed, self.effort, self.prompts)
 
-            def moved(done: float) -> None:
-                _to(bar, int(1000 * done))
 
-            return dict(build_all(folders, self.seed, self.effort, moved, self.prompts))
+class BuildLanguageReward(Stage):
+    """Trains a reward model for text: right answers from wrong ones, where the chart stands in the text."""
+
+    NAME: ClassVar[str] = "build-language-reward"
+    ON_DEMAND: ClassVar[bool] = True
+    OUTPUTS: ClassVar[dict[str, PortType]] = {"model": "model"}
+
+    student: ModelRef  # whose language model it begins as
+    effort: float = Field(1.0, gt=0)
+
+    def run(self, out: "Out") -> Metrics:
+        return _build(out, {"language-reward": "model"}, self.seed, self.effort, self.student)
+
+
+def _build(out: "Out", ports: dict[str, str], seed: int, effort: float, source: str) -> Metrics:
+    """Models by name into their ports."""
+    from pipelines.demo.build import build_all
+
+    folders = {name: out.folder(port) for name, port in ports.items()}
+    out.discard(*(f"{port}/checkpoints" for port in ports.values()))
+    with progress(1000, "building the models, permille") as bar:
+
+        def moved(done: float) -> None:
+            _to(bar, int(1000 * done))
+
+        return dict(build_all(folders, seed, effort, moved, source))
 
 
 def _to(bar: "tqdm[Any]", done: int) -> None:

@@ -62,10 +62,10 @@ def initialize(model: nn.Module) -> None:
 
 def _optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
         tables.add(id(model.get_output_embeddings().weight))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) not in tables]
+    matrices = [p for p in trained if p.ndim == 2 and min(p.shape) > 1 and id(p) not in tables]
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in trained if id(parameter) not in chosen]
     found: list[torch.optim.Optimizer] = []

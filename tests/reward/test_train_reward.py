@@ -148,13 +148,14 @@ def test_killed_training_continues_to_the_same_weights(store: Store, tmp_path: P
             assert tensor.equal(expected[key]), (name, key)
 
 
-@pytest.mark.parametrize("family", ["mllama", "idefics3"])
+@pytest.mark.parametrize(("family", "along"), [("mllama", 0.0), ("mllama", 0.5), ("idefics3", 0.0), ("idefics3", 0.5)])
 def test_over_trees_and_on_the_plain_path_it_learns_the_same(
-    family: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, along: float, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradient norm of every step, up to the sums' order."""
     model = tiny(family, tmp_path)
     options = {"scored": keep(store, corpus(store), Scored), "max_steps": 3, "learning_rate": 1e-3, "margin": 0.2}
+    options["along"] = along
     found, _ = run(stage(model, **options), store)
     monkeypatch.setattr("reward.trainer.why_plain", lambda *_: "told to")
     plain, _ = run(stage(model, **options), store, "plain")
@@ -167,15 +168,23 @@ def test_over_trees_and_on_the_plain_path_it_learns_the_same(
 
 def test_the_loss_by_hand() -> None:
     class Plain:
-        margin, penalty, vision = 0.5, 0.1, None
+        margin, penalty, along, vision = 0.5, 0.1, 0.0, None
 
-    def model(inputs: dict[str, torch.Tensor], vision: None) -> torch.Tensor:
-        return torch.tensor([2.0, 1.0, 0.0, 3.0])  # chosen, chosen, rejected, rejected
+    def model(inputs: dict[str, torch.Tensor], vision: None, tails: torch.Tensor | None = None) -> torch.Tensor:
+        if tails is None:
+            return torch.tensor([2.0, 1.0, 0.0, 3.0])  # chosen, chosen, rejected, rejected
+        return torch.tensor([[0.5, 2.0, 0.0], [1.0, 0.0, 0.0], [0.1, 0.3, 0.0], [4.0, 5.0, 3.0]])
 
-    loss = RewardTrainer.compute_loss(Plain(), model, {"gap": torch.tensor([1.0, 0.5])})  # type: ignore[arg-type]
+    gap, tails = torch.tensor([1.0, 0.5]), torch.tensor([2, 1, 3, 3])
+    loss = RewardTrainer.compute_loss(Plain(), model, {"gap": gap, "tails": tails})  # type: ignore[arg-type]
     ranking = [math.log1p(math.exp(-(2 - 0 - 0.5 * 1.0))), math.log1p(math.exp(-(1 - 3 - 0.5 * 0.5)))]
     squares = (2**2 + 0**2 + 1**2 + 3**2) / 2 / 2
     assert loss.item() == pytest.approx(sum(ranking) / 2 + 0.1 * squares)
+
+    Plain.along = 0.25
+    steps = [(math.log1p(math.exp(-(0.5 - 0.1))) + math.log1p(math.exp(-(2.0 - 0.3)))) / 2, math.log1p(math.exp(3))]
+    along = RewardTrainer.compute_loss(Plain(), model, {"gap": gap, "tails": tails})  # type: ignore[arg-type]
+    assert along.item() == pytest.approx(loss.item() + 0.25 * sum(steps) / 2)
 
 
 def test_pairs_of_scored_answers() -> None:
