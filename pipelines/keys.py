@@ -80,8 +80,16 @@ def _about(field: FieldInfo) -> str:
     if field.is_required():
         return f"{what}, required"
     default = field.get_default(call_default_factory=True) if field.default is PydanticUndefined else field.default
+    if default and isinstance(default, list) and all(isinstance(v, BaseModel) and _word(type(v)) for v in default):
+        return f"{what} = [{', '.join(_chosen(v) for v in default)}]"
     plain = isinstance(default, str | int | float | bool) or (isinstance(default, list) and _is_plain(default))
     return f"{what} = {json.dumps(default, ensure_ascii=False)}" if plain else what
+
+
+def _chosen(config: BaseModel) -> str:
+    """The word that chose a config among several."""
+    word = _word(type(config))
+    return str(getattr(config, word[0])) if word else ""
 
 
 def _is_plain(values: list[Any]) -> bool:
