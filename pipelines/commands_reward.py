@@ -45,7 +45,8 @@ def score_words(words: tuple[str, ...], allow_urls: bool) -> None:
     check_files(source, target)
     counts = score_file(read_reward(words[0]), source, target, allow_urls=allow_urls)
     unscored = f", {counts.unscored} of them without a score" if counts.unscored else ""
-    click.echo(f"{target}: {counts.answers} answers from {counts.rows} rows{unscored}")
+    unreadable = f"; {counts.unreadable} rows could not be read" if counts.unreadable else ""
+    click.echo(f"{target}: {counts.answers} answers from {counts.rows} rows{unscored}{unreadable}")
 
 
 @click.command("bench-reward")

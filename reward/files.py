@@ -33,7 +33,8 @@ class Counts:
 
     rows: int = 0
     answers: int = 0
-    unscored: int = 0
+    unscored: int = 0  # answers
+    unreadable: int = 0  # rows
 
 
 def check_files(source: Path, target: Path) -> None:
@@ -71,8 +72,11 @@ def score_file(config: Kind, source: Path, target: Path, *, allow_urls: bool = F
             _remove(work)
         raise
     for record in _parts(work):
-        counts.answers += 1
-        counts.unscored += record["score"] is None
+        if record["candidate"] is None:
+            counts.unreadable += 1
+        else:
+            counts.answers += 1
+            counts.unscored += record["score"] is None
     _publish(work, target)
     return counts
 
