@@ -3,7 +3,8 @@
 In: scored candidates of questions with references. Out: for each question the answer that the reward rates highest,
 and, over all questions, how often it is right beside what needs no reward: the mean of the n (one answer drawn), the
 answer that most of them give (self-consistency, Wang et al., arXiv 2203.11171), and whether any of them is right
-(pass@n), which no choice can pass. References are read here alone: the reward saw none of them.
+(pass@n), which no choice can pass; and the vote weighted by score (Li et al., arXiv 2206.02336). References are read
+here alone: the reward saw none of them.
 """
 
 from collections import defaultdict
@@ -16,14 +17,15 @@ from align.metrics import METRICS, bootstrap, final_answer, normalise, paired, r
 from align.records import REFERENCE, Scored, dropped, text_of
 from align.stage import Metrics, PortType, Ref, Stage
 
-WAYS = ("best", "mean", "majority", "any")
+WAYS = ("best", "mean", "majority", "weighted", "any")
+DIFFERENCES = (("best", "mean"), ("best", "majority"), ("weighted", "majority"))
 
 
 class BestOf(Stage):
     """Accuracy of the highest scored of n answers, against their mean, a majority vote and pass@n."""
 
     NAME: ClassVar[str] = "best-of"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     OUTPUTS: ClassVar[dict[str, PortType]] = {"best": Scored}
 
     input: Annotated[str, Ref(Scored)]
@@ -62,12 +64,13 @@ class BestOf(Stage):
     def summary_of(cls, metrics: Metrics) -> str:
         """A line a way, a line a difference."""
         n = metrics["candidates"]["most"]
-        names = {"best": f"best of {n}", "mean": f"mean of {n}", "majority": "majority vote", "any": f"pass@{n}"}
+        names = {"best": f"best of {n}", "mean": f"mean of {n}", "any": f"pass@{n}"}
+        names |= {"majority": "majority vote", "weighted": "weighted vote"}
         lines = [f"{metrics['questions']} questions on {metrics['images']} images, in %, 95 % intervals over images"]
         lines += [f"{names[way]:<16}{_shown(metrics['ways'][way])}" for way in WAYS]
         for d in metrics["differences"]:
             p = "p < 0.001" if d["p"] < 0.001 else f"p = {d['p']:.3f}"
-            lines.append(f"best - {d['against']:<9}{_shown(d, '+')}  {p}")
+            lines.append(f"{d['way'] + ' - ' + d['against']:<21}{_shown(d, '+')}  {p}")
         return "\n".join(lines)
 
 
@@ -82,27 +85,31 @@ def worth(group: Sequence[Scored], metric: str, answer_after: str | None) -> dic
     ]
     top = max(row.score or 0.0 for row in group)
     votes: defaultdict[str, list[float]] = defaultdict(list)
-    for text, value in zip(said, right, strict=True):
+    weights: defaultdict[str, float] = defaultdict(float)
+    for row, text, value in zip(group, said, right, strict=True):
         if text is not None:
             votes[normalise(text)].append(value)
+            weights[normalise(text)] += row.score or 0.0
     most = max(map(len, votes.values()), default=0)
+    heaviest = max(weights.values(), default=0.0)
     return {
         "best": _mean([value for value, row in zip(right, group, strict=True) if row.score == top]),
         "mean": _mean(right),
         "majority": _mean([_mean(v) for v in votes.values() if len(v) == most]) if votes else 0.0,
+        "weighted": _mean([_mean(votes[said]) for said, w in weights.items() if w == heaviest]) if votes else 0.0,
         "any": max(right),
     }
 
 
 def compare(found: Sequence[dict[str, float]], images: Sequence[str], seed: int) -> dict[str, Any]:
-    """`ways`: accuracy of each with a cluster bootstrap interval over images; `differences` of the best to mean and
-    majority, with paired permutation tests over images."""
+    """`ways`: accuracy of each with a cluster bootstrap interval over images; `differences` with paired permutation
+    tests over images."""
     values = {way: [question[way] for question in found] for way in WAYS}
     return {
         "ways": {way: bootstrap(values[way], images, seed=seed).as_dict() for way in WAYS},
         "differences": [
-            {"against": way, **paired(values["best"], values[way], images, seed=seed).as_dict()}
-            for way in ("mean", "majority")
+            {"way": way, "against": against, **paired(values[way], values[against], images, seed=seed).as_dict()}
+            for way, against in DIFFERENCES
         ],
     }
 

@@ -25,9 +25,15 @@ def test_best_mean_majority_and_any_of_one_question() -> None:
         said("q", "so Answer: 3.", 0.2),
         said("q", "2", 0.3),  # no marker: wrong, and no vote
     ]
-    assert worth(group, "exact", "Answer:") == {"best": 1.0, "mean": 0.25, "majority": 0.0, "any": 1.0}
+    assert worth(group, "exact", "Answer:") == {"best": 1.0, "mean": 0.25, "majority": 0.0, "weighted": 1.0, "any": 1.0}
     assert worth(group, "exact", None)["best"] == 0.0
-    assert worth(group[3:], "exact", "Answer:") == {"best": 0.0, "mean": 0.0, "majority": 0.0, "any": 0.0}
+    assert worth(group[3:], "exact", "Answer:") == {
+        "best": 0.0,
+        "mean": 0.0,
+        "majority": 0.0,
+        "weighted": 0.0,
+        "any": 0.0,
+    }
 
 
 def test_ties_count_by_their_mean_whatever_the_order() -> None:
@@ -49,13 +55,13 @@ def test_the_stage_over_questions(tmp_path: Path) -> None:
         best = list(rows(out.path / "best", Scored))
     assert [text_of(row.completion) for row in best] == ["Answer: 2"] * 6
     assert {way: about["value"] for way, about in metrics["ways"].items()} == {
-        "best": 1.0, "mean": 0.5, "majority": 0.5, "any": 1.0
+        "best": 1.0, "mean": 0.5, "majority": 0.5, "weighted": 1.0, "any": 1.0
     }  # fmt: skip
     assert (metrics["questions"], metrics["images"], metrics["candidates"]) == (6, 3, {"least": 2, "most": 2})
-    assert [d["value"] for d in metrics["differences"]] == [0.5, 0.5]
+    assert [d["value"] for d in metrics["differences"]] == [0.5, 0.5, 0.5]
     assert dict(out.reasons) == {"unscored": 1, "no reference": 1, "the reference itself": 1}
     assert "best of 2       100.0 [100.0, 100.0]" in stage.summary_of(metrics)
-    assert "best - majority +50.0" in stage.summary_of(metrics)
+    assert "best - majority      +50.0" in stage.summary_of(metrics)
 
 
 def test_nothing_to_compare_with_is_the_users_mistake(tmp_path: Path) -> None:
