@@ -6,7 +6,6 @@ once, and only labelled positions at the head; `tree` is this project's.
 """
 
 import gc
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -19,14 +18,11 @@ import torch
 from align.adapter import Preset, attach
 from align.families import family_of
 from align.training.encode import Encoder
-from align.tree.forward import Tree, score
-from align.tree.layout import IGNORED
-from align.tree.layout import Path as TokenPath
-from align.tree.vision import Images, Vision
 from benchmarks import models
 from benchmarks.measures import Clock, Peak, counted
 from benchmarks.models import Scale
 from benchmarks.trainers import Prepared, Way, prepare, trainer_of
+from reward.model import Ask, Rater, RewardModel
 
 
 @dataclass(frozen=True)
@@ -159,44 +155,41 @@ def _load(
 
 
 def _score(model: Any, processor: Any, found: list[Any], work: Workload, way: Way, steps: int) -> dict[str, Any]:
-    """A head over the last hidden state of every candidate; `trl` and `tuned` are both batched transformers."""
+    """A head over the last hidden state of every candidate: the `trained` reward's rater, against batches of one
+    image's candidates in plain transformers, which are `trl` and `tuned` both."""
     device, dtype = model.device, model.dtype
-    head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=device, dtype=dtype)
+    head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1, device=device)
     encoder = Encoder(processor, family_of(model.config))
+    rater = Rater(RewardModel(model, head).eval(), processor, len(found))
     groups: dict[str, list[Any]] = {}
     for row in found:
         groups.setdefault(row.images[0], []).append(row)
+    asks = [Ask(members[0].prompt, row.completion, row.images) for members in groups.values() for row in members]
     peak = Peak(device)
     seconds: list[float] = []
-    rewards: list[Any] = []
+    values: list[Any] = []
     for _ in range(steps):
-        started, rewards = time.perf_counter(), []
-        trees = []
-        pixels: dict[Images, Any] = {}
-        for image, members in groups.items():
-            prompt = members[0].prompt
-            text, sequences = encoder.sequences(prompt, [row.completion for row in members], image)
-            made = encoder.pixels(text, image)
-            pixels[(image,)] = {n: t.to(dtype) if t.is_floating_point() else t for n, t in made.items()}
-            ids = [s.inputs["input_ids"].long() for s in sequences]
-            if way == "tree":
-                trees.append(Tree.of([TokenPath(i, torch.full_like(i, IGNORED)) for i in ids], (image,)))
-            else:
-                padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1).to(device)
-                ends = torch.tensor([len(i) for i in ids], device=device)
-                mask = (torch.arange(padded.shape[1], device=device) < ends[:, None]).long()
-                wide = {n: t.to(device).expand(len(ids), *t.shape[1:]) for n, t in pixels[(image,)].items()}
-                with torch.no_grad():
-                    hidden = model.model(input_ids=padded, attention_mask=mask, **wide).last_hidden_state
-                    rewards.append(head(hidden[torch.arange(len(ids)), ends - 1])[:, 0])
-        if way == "tree":
-            with torch.no_grad():
-                scores = score(model, trees, Vision(model, pixels.__getitem__))
-                rewards.append(head(scores.last_hidden)[:, 0])
-        values = torch.cat(rewards).tolist()
+        started = time.perf_counter()
+        values = rater.rate(asks) if way == "tree" else _batched(model, head, encoder, groups, dtype)
         seconds.append(time.perf_counter() - started)
-    equal = {f"reward {i}": value for i, value in enumerate(values) if math.isfinite(value)}
+    equal = {f"reward {i}": float(value) for i, value in enumerate(values)}
     return {"seconds": seconds, "preparation": 0.0, "peak": peak.mebibytes(), "equal": equal}
+
+
+def _batched(model: Any, head: Any, encoder: Encoder, groups: dict[str, list[Any]], dtype: Any) -> list[float]:
+    rewards: list[float] = []
+    for image, members in groups.items():
+        text, sequences = encoder.sequences(members[0].prompt, [row.completion for row in members], image)
+        pixels = {n: t.to(dtype) if t.is_floating_point() else t for n, t in encoder.pixels(text, image).items()}
+        ids = [s.inputs["input_ids"].long() for s in sequences]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1).to(model.device)
+        ends = torch.tensor([len(i) for i in ids], device=model.device)
+        mask = (torch.arange(padded.shape[1], device=model.device) < ends[:, None]).long()
+        wide = {n: t.to(model.device).expand(len(ids), *t.shape[1:]) for n, t in pixels.items()}
+        with torch.no_grad():
+            hidden = model.model(input_ids=padded, attention_mask=mask, **wide).last_hidden_state
+            rewards += head(hidden[torch.arange(len(ids)), ends - 1].float())[:, 0].tolist()
+    return rewards
 
 
 __all__ = ["BATCHES", "WORKLOADS", "Prepared", "Workload", "measure"]
