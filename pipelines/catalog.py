@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "train-reward": ("reward.train:TrainReward", "train a reward model from preferences or scored candidates"),
     "best-of": (
         "reward.best_of:BestOf",
-        "accuracy of the best of n answers by a reward, against mean, majority and pass@n",
+        "accuracy of the best of n answers by a reward, and of votes that it weighs, against mean, majority and pass@n",
     ),
     "reject": ("align.reject:Reject", "rejection sampling: the best answers, and preference pairs"),
     "edit-pairs": ("align.edit_pairs:EditPairs", "preference pairs by a deliberate error in the right answer"),

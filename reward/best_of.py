@@ -7,6 +7,7 @@ answer that most of them give (self-consistency, Wang et al., arXiv 2203.11171),
 here alone: the reward saw none of them.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -85,12 +86,13 @@ def worth(group: Sequence[Scored], metric: str, answer_after: str | None) -> dic
     ]
     top = max(row.score or 0.0 for row in group)
     votes: defaultdict[str, list[float]] = defaultdict(list)
-    weights: defaultdict[str, float] = defaultdict(float)
+    scores: defaultdict[str, list[float]] = defaultdict(list)
     for row, text, value in zip(group, said, right, strict=True):
         if text is not None:
             votes[normalise(text)].append(value)
-            weights[normalise(text)] += row.score or 0.0
+            scores[normalise(text)].append(row.score or 0.0)
     most = max(map(len, votes.values()), default=0)
+    weights = {text: round(math.fsum(found), 9) for text, found in scores.items()}
     heaviest = max(weights.values(), default=0.0)
     return {
         "best": _mean([value for value, row in zip(right, group, strict=True) if row.score == top]),

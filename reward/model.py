@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from align.errors import UserError
 from align.families import family_of
-from align.models import load, locate
+from align.models import base_of, is_adapter, load, locate
 from align.records import Message
 from align.training.collate import pad as pad_rows
 from align.training.collate import stack
@@ -92,12 +92,16 @@ def fresh_head(vlm: Any, seed: int) -> nn.Linear:
     return head.to(unwrapped(vlm).device)
 
 
-def first_head(folder: Path, vlm: Any, seed: int) -> nn.Linear:
-    """The head that training begins with: that of the model's folder where it has one, a fresh one else."""
-    if not any((folder / form.file).is_file() for form in HEADS):
-        return fresh_head(vlm, seed)
-    base = unwrapped(vlm)
-    return load_head(folder, base.config.get_text_config().hidden_size).to(base.device)
+def first_head(folder: Path, vlm: Any, seed: int) -> tuple[nn.Linear, str]:
+    """The head that training begins with, and where it is from: that of the model's folder, or of an adapter's base,
+    where there is one, a fresh one else."""
+    base = locate(base_of(folder)).folder if is_adapter(folder) else folder
+    for place in (folder, base):
+        for form in HEADS:
+            if (place / form.file).is_file():
+                size = unwrapped(vlm).config.get_text_config().hidden_size
+                return load_head(place, size).to(unwrapped(vlm).device), str(place / form.file)
+    return fresh_head(vlm, seed), "fresh"
 
 
 def save_head(head: nn.Linear, folder: Path) -> None:

@@ -7,7 +7,9 @@ that it has not seen.
 
 The loss is Bradley and Terry's with a margin and a penalty on the squared rating, which keeps ratings near 0 (Llama 2,
 arXiv 2307.09288, section 3.2.2, for the margin): -log sigmoid(c - r - margin * gap) + penalty * (c^2 + r^2) / 2, where
-gap is the difference of the two answers' scores. The language model stays frozen, as in all training here.
+gap is the difference of the two answers' scores. With `along` the first term also stands at every place from the first
+token that differs to the end of the shorter answer, in the mean over these places (after DeepSpeed-Chat, arXiv
+2308.01320): it shows where an answer goes wrong. The language model stays frozen, as in all training here.
 """
 
 import math
@@ -51,7 +53,7 @@ class TrainReward(Training):
     holdout: float = Field(0.1, gt=0, lt=1)  # share of the images kept for measuring
     margin: float = Field(0.0, ge=0)
     penalty: float = Field(0.01, ge=0)
-    along: float = Field(0.0, ge=0)  # weight of the same loss at every token from the first one that differs
+    along: float = Field(0.0, ge=0)  # weight of the loss at every place from the first token that differs
 
     @model_validator(mode="after")
     def _sources(self) -> "TrainReward":
@@ -82,7 +84,7 @@ class TrainReward(Training):
         trained = trainers[0]
         trained.save_head(out.folder("model"))
         rater = Rater(trained.reward_model.eval(), trained.processing_class, self.micro_batch or self.batch_size)
-        how = {"path": trained.path}
+        how = {"path": trained.path, "head": trained.head_from}
         return {**metrics, "training": how, "left_out": left_out, **measure(rater, held, self.seed)}
 
     def _pairs(self) -> tuple[list[Pair], dict[str, int]]:

@@ -74,7 +74,8 @@ class RewardTrainer(Mended, ByImage):
         memory: int = given.pop("memory")
         self.vision = None if reason else _vision(model, data_collator, memory)
         collator = Pairs(data_collator, given.pop("gaps"), self.vision)
-        self.reward_model = RewardModel(model, first_head(given.pop("start"), model, args.seed))
+        head, self.head_from = first_head(given.pop("start"), model, args.seed)
+        self.reward_model = RewardModel(model, head)
         super().__init__(model=self.reward_model, args=args, data_collator=collator, **given)
 
     def compute_loss(
@@ -92,7 +93,8 @@ class RewardTrainer(Mended, ByImage):
             better, worse = every.chunk(2)
             both = torch.minimum(*tails.chunk(2)).to(every.device)
             within = torch.arange(every.shape[1], device=every.device) < both[:, None]
-            steps = -logsigmoid(better - worse).masked_fill(~within, 0).sum(dim=1) / both
+            apart = better - worse - self.margin * gap[:, None]
+            steps = -logsigmoid(apart).masked_fill(~within, 0).sum(dim=1) / both
             loss = loss + self.along * steps.mean()
         return (loss, {}) if return_outputs else loss
 

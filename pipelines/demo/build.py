@@ -48,7 +48,7 @@ def main(model: str, out: str, seed: str, effort: str, source: str) -> None:
             Path(out), int(seed), StudentPlan().scaled(share), progress=report, prompts=Prompts(source)
         )
     else:
-        metrics = build_language_reward(Path(source), Path(out), int(seed), RewardPlan().scaled(share), report)
+        metrics = build_language_reward(source, Path(out), int(seed), RewardPlan().scaled(share), report)
     print(json.dumps(metrics), file=steps, flush=True)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
-from transformers import AutoProcessor, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from align.models import load
 from pipelines.demo.charts import COLORS, MAX_VALUE, Chart, Part, Progress, corrupt, sample_chart
@@ -146,12 +146,12 @@ def _common(right: list[int], other: list[int]) -> int:
 
 
 def build_language_reward(
-    student: Path, out: Path, seed: int, plan: RewardPlan | None = None, progress: Progress | None = None
+    student: str, out: Path, seed: int, plan: RewardPlan | None = None, progress: Progress | None = None
 ) -> dict[str, float]:
     """Train the reward model from `student`'s language model and save it with its tokenizer to `out`; returns the last
     losses. Checkpoints lie in `out/checkpoints`, as those of the other models."""
     plan = plan or RewardPlan()
-    vision_language, _ = load(str(student), "float32", "cpu")
+    vision_language, processor = load(student, "float32", "cpu")
     text = vision_language.config.get_text_config()
     layers = text.num_hidden_layers - len(text.cross_attention_layers)
     shape = {name: value for name, value in text.to_dict().items() if name in LlamaConfig().to_dict()}
@@ -162,7 +162,7 @@ def build_language_reward(
     model = LlamaForSequenceClassification(LlamaConfig(**shape))
     for tensor, place in matched(model, vision_language):
         tensor.copy_(place)
-    tokenizer = AutoProcessor.from_pretrained(student).tokenizer
+    tokenizer = processor.tokenizer
 
     def report(done: int) -> None:
         if progress is not None:

@@ -4,12 +4,14 @@ In: seeds and sizes, and the prompts that the teacher is to be sent. Out: a fold
 model folders. Everything after them in the demo's pipeline is the ordinary stages, which do not know that it is a demo.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from align.config import shipped
 from align.errors import UserError
+from align.models import read_json
 from align.progress import progress
 from align.stage import FolderRef, Metrics, ModelRef, PortType, Stage
 from pipelines.demo.prompts import FOLDER, Prompts
@@ -70,8 +72,13 @@ class BuildLanguageReward(Stage):
     ON_DEMAND: ClassVar[bool] = True
     OUTPUTS: ClassVar[dict[str, PortType]] = {"model": "model"}
 
-    student: ModelRef  # whose language model it begins as
+    student: ModelRef  # an Mllama, whose language model it begins as
     effort: float = Field(1.0, gt=0)
+
+    def check(self) -> None:
+        folder = Path(self.student)
+        if folder.is_dir() and read_json(folder / "config.json").get("model_type") != "mllama":
+            raise UserError(f"student: {self.student} is no whole Mllama model")
 
     def run(self, out: "Out") -> Metrics:
         return _build(out, {"language-reward": "model"}, self.seed, self.effort, self.student)

@@ -44,6 +44,12 @@ def test_ties_count_by_their_mean_whatever_the_order() -> None:
         assert found["majority"] == pytest.approx(1 / 3)
 
 
+def test_a_tie_of_weighted_votes_is_one_in_any_order() -> None:
+    group = [said("q", "Answer: 2", 0.3), said("q", "Answer: 3", 0.1), said("q", "so Answer: 3", 0.2)]
+    for order in (group, group[::-1], [group[1], group[0], group[2]]):
+        assert worth(order, "exact", "Answer:")["weighted"] == 0.5
+
+
 def test_the_stage_over_questions(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     given = [said(f"q{q}", f"Answer: {a}", a / 10, image=f"i{q % 3}") for q in range(6) for a in (1, 2)]

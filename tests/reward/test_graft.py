@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from align.artifact import Store, begin
 from align.config import Source, build
 from align.errors import UserError
 from align.families import parts_of
 from align.models import load
+from pipelines.pipeline import plan, single
 from reward.graft import Graft
-from reward.model import load_rater
+from reward.model import first_head, fresh_head, load_head, load_rater, save_head
 from tests.align.training.corpus import tiny
 
 
@@ -76,15 +77,72 @@ def test_what_does_not_fit_is_found_before_anything_is_loaded(
         build(Graft, {"model": str(model), "language": str(language)}, Source("x")).check()
 
 
-def test_another_base_frequency_is_told_by_what_the_text_gives(tmp_path: Path) -> None:
+def test_another_base_frequency_does_not_fit(tmp_path: Path) -> None:
     model = tiny("mllama", tmp_path)
     language = text_reward(model, tmp_path / "text", rope_parameters={"rope_type": "default", "rope_theta": 50.0})
     stage = build(Graft, {"model": str(model), "language": str(language)}, Source("x"))
-    with (
-        pytest.raises(UserError, match="reads a text otherwise"),
-        begin(Store(tmp_path / "store"), "graft", "a") as out,
-    ):
+    with pytest.raises(UserError, match="has rope_parameters"), begin(Store(tmp_path), "graft", "a") as out:
         stage.run(out)
+
+
+def test_what_reads_a_text_otherwise_afterwards_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("mllama", tmp_path)
+    stage = build(Graft, {"model": str(model), "language": str(text_reward(model, tmp_path / "text"))}, Source("x"))
+    monkeypatch.setattr("reward.graft.matched", lambda *_: [])
+    with pytest.raises(UserError, match="reads a text otherwise"), begin(Store(tmp_path), "graft", "a") as out:
+        stage.run(out)
+    assert not (out.path / "model").exists()
+
+
+def test_half_precision_is_kept_and_the_head_is_not_rounded(tmp_path: Path) -> None:
+    model = tiny("mllama", tmp_path)
+    language = text_reward(model, tmp_path / "text")
+    AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(model)
+    stage = build(Graft, {"model": str(model), "language": str(language)}, Source("x"))
+    with begin(Store(tmp_path / "store"), "graft", "a") as out:
+        stage.run(out)
+        head = load_head(out.path / "model", 64)
+        assert load(str(out.path / "model"), "bfloat16", "cpu")[0].dtype == torch.bfloat16
+        assert json.loads((out.path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert head.weight.equal(LlamaForSequenceClassification.from_pretrained(language).score.weight)
+
+
+def test_a_row_that_pads_a_text_model_is_not_put_over_the_image_token(tmp_path: Path) -> None:
+    model = tiny("mllama", tmp_path)
+    whole, _ = load(str(model), "float32", "cpu")
+    language = text_reward(model, tmp_path / "text", vocab_size=whole.config.text_config.vocab_size + 1)
+    stage = build(Graft, {"model": str(model), "language": str(language)}, Source("x"))
+    with begin(Store(tmp_path / "store"), "graft", "a") as out:
+        stage.run(out)
+        grafted, _ = load(str(out.path / "model"), "float32", "cpu")
+    image = whole.config.image_token_index
+    rows = [m.get_input_embeddings().weight for m in (whole, grafted)]
+    assert rows[0][image:].equal(rows[1][image:])
+    assert not rows[0][image - 1].equal(rows[1][image - 1])
+
+
+def test_a_plan_takes_a_folder_of_a_text_model(tmp_path: Path) -> None:
+    model = tiny("mllama", tmp_path)
+    words = (f"model={model}", f"language={text_reward(model, tmp_path / 'text')}")
+    (step,) = plan(single("graft", words), Store(tmp_path / "store"))
+    assert not step.artifact.complete
+
+
+def test_training_begins_with_the_head_of_its_model_or_of_its_adapters_base(tmp_path: Path) -> None:
+    model = tiny("mllama", tmp_path)
+    whole, _ = load(str(model), "float32", "cpu")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(model)})
+    )
+    assert first_head(model, whole, 1)[1] == "fresh"
+    assert first_head(adapter, whole, 1)[0].weight.equal(fresh_head(whole, 1).weight)
+    save_head(fresh_head(whole, 7), model)
+    for folder in (model, adapter):
+        head, place = first_head(folder, whole, 1)
+        assert head.weight.equal(fresh_head(whole, 7).weight)
+        assert place == str(model / "reward_head.safetensors")
 
 
 def test_an_adapter_is_to_be_merged_first(tmp_path: Path) -> None:
@@ -94,4 +152,4 @@ def test_an_adapter_is_to_be_merged_first(tmp_path: Path) -> None:
     )
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is an adapter; `merge` it first"):
-        build(Graft, {"model": str(tmp_path / "adapter"), "language": "org/name"}, Source("x")).check()
+        build(Graft, {"model": str(tmp_path / "adapter"), "language": str(tmp_path)}, Source("x")).check()

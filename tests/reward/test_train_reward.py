@@ -159,7 +159,8 @@ def test_over_trees_and_on_the_plain_path_it_learns_the_same(
     found, _ = run(stage(model, **options), store)
     monkeypatch.setattr("reward.trainer.why_plain", lambda *_: "told to")
     plain, _ = run(stage(model, **options), store, "plain")
-    assert (found["training"], plain["training"]) == ({"path": "tree"}, {"path": "plain: told to"})
+    assert found["training"] == {"path": "tree", "head": "fresh"}
+    assert plain["training"] == {"path": "plain: told to", "head": "fresh"}
     for point, expected in zip(found["curve"], plain["curve"], strict=True):
         assert point == pytest.approx(expected, rel=2e-4)
     rated = [about["held_out"]["preferences"]["calibration"]["log_loss"] for about in (found, plain)]
@@ -182,7 +183,8 @@ def test_the_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(sum(ranking) / 2 + 0.1 * squares)
 
     Plain.along = 0.25
-    steps = [(math.log1p(math.exp(-(0.5 - 0.1))) + math.log1p(math.exp(-(2.0 - 0.3)))) / 2, math.log1p(math.exp(3))]
+    first = math.log1p(math.exp(-(0.5 - 0.1 - 0.5 * 1.0))) + math.log1p(math.exp(-(2.0 - 0.3 - 0.5 * 1.0)))
+    steps = [first / 2, math.log1p(math.exp(3 + 0.5 * 0.5))]
     along = RewardTrainer.compute_loss(Plain(), model, {"gap": gap, "tails": tails})  # type: ignore[arg-type]
     assert along.item() == pytest.approx(loss.item() + 0.25 * sum(steps) / 2)
 

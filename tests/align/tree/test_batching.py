@@ -50,14 +50,17 @@ def test_splitting_and_packing_change_no_score_and_no_gradient(tmp_path_factory,
     told = tiny_case(FilePath(tmp_path_factory.getbasetemp()) / "tiny", family)
     trees = told.trees()
     results = []
+    tails = [1 + n % 3 for n in range(sum(len(tree.paths) for tree in trees))]
     for budget in (1 << 20, 60, 1):
-        scores = score(told.model, trees, told.vision(), budget)
+        scores = score(told.model, trees, told.vision(), budget, tails)
         scores.log_probs.sum().backward()
         results.append((scores, gradients(told.model)))
     (whole, expected), *others = results
     for scores, found in others:
         torch.testing.assert_close(scores.log_probs, whole.log_probs, atol=TOLERANCE, rtol=0)
-        torch.testing.assert_close(scores.last_hidden, whole.last_hidden, atol=TOLERANCE, rtol=TOLERANCE)
+        for tail, alike, length in zip(scores.tails, whole.tails, tails, strict=True):
+            assert len(tail) == length
+            torch.testing.assert_close(tail, alike, atol=TOLERANCE, rtol=TOLERANCE)
         for name, gradient in expected.items():
             assert (found[name] - gradient).abs().max() <= TOLERANCE * gradient.abs().max()
 

@@ -13,7 +13,7 @@ from pipelines.demo.charts import Part, sample_chart
 from pipelines.demo.language_reward import Questions, RewardPlan, _reward_loss, build_language_reward, wrong
 from pipelines.demo.questions import KINDS, ask, conclusion, reason
 from pipelines.demo.student import StudentPlan, StudentSize, build_student
-from reward.graft import matched
+from pipelines.demo.training import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +32,30 @@ def test_a_wrong_answer_of_every_kind_concludes_otherwise() -> None:
             assert conclusion(wrong(rng, chart, qa)) != conclusion(reason(chart, qa))
 
 
-def test_it_begins_as_the_students_language_model(student: Path, tmp_path: Path) -> None:
-    metrics = build_language_reward(student, tmp_path / "reward", 0, RewardPlan().scaled(0))
+def test_it_begins_as_the_students_language_model(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.demo.language_reward.fit", lambda *_, **__: [])
+    build_language_reward(str(student), tmp_path / "reward", 0)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     vision_language, processor = load(str(student), "float32", "cpu")
-    assert metrics["loss"] > 0
     assert model.score.weight.shape == (1, 32)
     ids = processor.tokenizer("Which bar is the tallest?", return_tensors="pt")["input_ids"]
-    for tensor, place in matched(model, vision_language):
-        tensor.copy_(place)
     with torch.no_grad():
         torch.testing.assert_close(model.model(ids).last_hidden_state, vision_language.model(ids).last_hidden_state)
 
 
+def test_it_learns_and_leaves_the_students_words_alone(student: Path, tmp_path: Path) -> None:
+    head = load(str(student), "float32", "cpu")[0].lm_head.weight.clone()
+    plan = RewardPlan(text=Schedule(6, lr=0.01, adamw_lr=1e-2), questions=8, wrong=1)
+    metrics = build_language_reward(str(student), tmp_path / "reward", 0, plan)
+    assert 0 < metrics["loss"] < 20
+    assert load(str(student), "float32", "cpu")[0].lm_head.weight.equal(head)
+    assert (tmp_path / "reward" / "tokenizer.json").is_file()
+
+
 def test_the_loss_over_packed_answers_is_that_of_each_alone(student: Path, tmp_path: Path) -> None:
-    build_language_reward(student, tmp_path / "reward", 0, RewardPlan().scaled(0))
+    build_language_reward(str(student), tmp_path / "reward", 0, RewardPlan().scaled(0))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").eval()
     model.set_attn_implementation("eager")
     vision_language, processor = load(str(student), "float32", "cpu")

@@ -14,7 +14,7 @@ from align.config import shipped
 from align.errors import UserError
 from pipelines.demo.build import build_all
 from pipelines.demo.prompts import FOLDER
-from pipelines.demo.stages import BuildModels, DrawCharts
+from pipelines.demo.stages import BuildLanguageReward, BuildModels, DrawCharts
 from pipelines.pipeline import plan, single
 
 
@@ -59,6 +59,14 @@ def test_both_models_are_built_and_no_checkpoints_stay(tmp_path: Path) -> None:
         assert config["model_type"] == {"teacher": "idefics3", "student": "mllama"}[model]
         assert (made / model / "model.safetensors").is_file()
         assert not (made / model / "checkpoints").exists()
+
+
+def test_a_language_reward_is_built_from_an_mllama_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(UserError, match="is no whole Mllama model"):
+        BuildLanguageReward(student=str(tmp_path)).check()
+    (tmp_path / "config.json").write_text('{"model_type": "mllama"}')
+    BuildLanguageReward(student=str(tmp_path)).check()
 
 
 def test_a_build_that_fails_says_which_and_stops_the_other(tmp_path: Path) -> None:
