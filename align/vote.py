@@ -7,13 +7,14 @@ right: `min_share` is what the label's accuracy rests on. Questions whose candid
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from align.artifact import Out, count_rows, rows
+from align.artifact import Out, count_rows
 from align.metrics import final_answer, normalise
+from align.partition import by_image
 from align.progress import progress
 from align.records import Candidate, Dropped, dropped, text_of
 from align.stage import Metrics, PortType, Ref, Stage
@@ -32,11 +33,43 @@ class Vote(Stage):
     replace: bool = False  # vote where there is a known answer too
 
     def run(self, out: Out) -> Metrics:
-        """Count, then pass the candidates on."""
+        """Count and pass the candidates on, images together; memory holds one group of them (`align/partition.py`)."""
         total = out.rows_in = count_rows(self.input)
+        shares: list[float] = []
+        questions = 0
+
+        def passed() -> Iterator[Candidate]:
+            nonlocal questions
+            with progress(total, "candidates") as bar:
+                for group in by_image([self.input], Candidate, out, bar.update):
+                    found = list(group)
+                    ballots, spoken = self._count(found)
+                    won = {q: winner(votes, self.min_share, self.min_votes) for q, votes in ballots.items()}
+                    shares.extend(ballots[q][k] / ballots[q].total() for q, k in won.items() if k is not None)
+                    questions += len(won)
+                    aside: list[Dropped] = []
+                    for row in found:
+                        if row.question_id not in won:
+                            yield row
+                        elif (key := won[row.question_id]) is None:
+                            votes = ", ".join(f"{n} x {k!r}" for k, n in ballots[row.question_id].most_common(3))
+                            aside.append(dropped(row, "no majority", votes))
+                        else:
+                            yield row.model_copy(update={"reference": spoken[row.question_id, key]})
+                    out.drop(aside)
+
+        out.write("candidates", Candidate, passed())
+        return {
+            "questions_without_answer": questions,
+            "labelled": len(shares),
+            "mean_share": sum(shares) / len(shares) if shares else None,
+        }
+
+    def _count(self, found: list[Candidate]) -> tuple[dict[str, Counter[str]], dict[tuple[str, str], str]]:
+        """By question the votes for each answer as it is compared, and of each the way it was said."""
         ballots: defaultdict[str, Counter[str]] = defaultdict(Counter)
         spoken: dict[tuple[str, str], str] = {}
-        for row in rows(self.input, Candidate):
+        for row in found:
             if self.replace or row.reference is None:
                 said = final_answer(text_of(row.completion), self.answer_after)
                 key = normalise(said) if said else ""
@@ -44,30 +77,7 @@ class Vote(Stage):
                 if said and key:
                     first = spoken.setdefault((row.question_id, key), said)
                     spoken[row.question_id, key] = min(first, said)
-        won = {q: winner(votes, self.min_share, self.min_votes) for q, votes in ballots.items()}
-        aside: list[Dropped] = []
-
-        def passed() -> Iterable[Candidate]:
-            with progress(total, "candidates") as bar:
-                for row in rows(self.input, Candidate):
-                    bar.update(1)
-                    if row.question_id not in won:
-                        yield row
-                    elif (key := won[row.question_id]) is None:
-                        votes = ", ".join(f"{n} x {k!r}" for k, n in ballots[row.question_id].most_common(3))
-                        aside.append(dropped(row, "no majority", votes))
-                    else:
-                        yield row.model_copy(update={"reference": spoken[row.question_id, key]})
-
-        out.write("candidates", Candidate, passed())
-        out.drop(aside)
-        agreed = [v for v in won.values() if v is not None]
-        shares = [ballots[q][k] / ballots[q].total() for q, k in won.items() if k is not None]
-        return {
-            "questions_without_answer": len(won),
-            "labelled": len(agreed),
-            "mean_share": sum(shares) / len(shares) if shares else None,
-        }
+        return ballots, spoken
 
 
 def winner(votes: Counter[str], min_share: float, min_votes: int) -> str | None:

@@ -1,3 +1,4 @@
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -5,9 +6,11 @@ from typing import Any
 import pytest
 
 from align.artifact import Out, Store, begin, rows
-from align.records import Candidate
+from align.records import Candidate, Dropped
 from align.vote import Vote, winner
 from tests.align.test_reject import scored
+
+KEPT = Candidate.model_fields
 
 
 @pytest.mark.parametrize(
@@ -30,11 +33,7 @@ def voted(
 ) -> tuple[dict[str, set[str | None]], Out]:
     found = [
         Candidate(
-            **{
-                name: value
-                for name, value in scored(q, t, None, number=f"{q}{i}", reference=reference)
-                if name in Candidate.model_fields
-            }
+            **{name: value for name, value in scored(q, t, None, number=f"{q}{i}", reference=reference) if name in KEPT}
         )
         for q, texts in answers.items()
         for i, t in enumerate(texts)
@@ -61,3 +60,28 @@ def test_a_known_answer_stays_unless_it_is_to_be_replaced(tmp_path: Path) -> Non
     answers = {"q": ["7", "7", "8"]}
     assert voted(tmp_path, answers, reference="9")[0] == {"q": {"9"}}
     assert voted(tmp_path, answers, reference="9", replace=True)[0] == {"q": {"7"}}
+
+
+def test_many_candidates_are_counted_group_by_group_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(3)
+    found = [
+        Candidate(**{n: v for n, v in scored(f"q{q}", draw.choice("ab"), None, number=f"{q}-{i}") if n in KEPT})
+        .model_copy(update={"image_id": f"i{q // 3}", "reference": None})
+        for q in range(40)
+        for i in range(3)
+    ]  # fmt: skip
+    draw.shuffle(found)
+    store, made = Store(tmp_path), []
+    with begin(store, "sample", "0" * 16) as source:
+        source.write("rows", Candidate, found)
+        for rows_at_once in (10**6, 25):
+            monkeypatch.setattr("align.partition.ROWS_AT_ONCE", rows_at_once)
+            out = Out(tmp_path / "artifacts" / f"vote-{rows_at_once}.partial", store)
+            metrics = Vote(input=str(source.path / "rows"), min_share=0.9).run(out)
+            assert metrics.pop("mean_share") == pytest.approx(1.0)
+            kept = sorted(repr(row) for row in rows(out.path / "candidates", Candidate))
+            aside = sorted(repr(row) for row in rows(out.path / "dropped", Dropped))
+            made.append((kept, aside, out.counts(), metrics))
+    assert made[0] == made[1]
+    assert made[0][0]
+    assert made[0][1]
