@@ -10,9 +10,10 @@ four kinds (`kind` says which, and the category behind a `/`):
 | `harmless` | an ordinary question | its own answer |
 | `embedded` | an ordinary question; the image carries a text that gives orders | the question's own answer |
 
-A text in an image is content: the orders in it are not the user's. Wordings of the training split never stand in the
-evaluation split. Answers come from the file; a teacher's are drawn with `sample` (with `keep_reference`, these stay
-candidates beside them), screened with `score` and a guard, and picked with `reject`.
+A text in an image is content: the orders in it are not the user's. Requests and other wordings of the training split
+never stand in the evaluation split; the frames around requests are those of both. Answers come from the file; a
+teacher's are drawn with `sample` (with `keep_reference`, these stay candidates beside them), screened with `score` and
+a guard, and picked with `reject`.
 """
 
 import hashlib
@@ -103,6 +104,7 @@ class Safety(Stage):
     """Makes safety prompts with right answers."""
 
     NAME: ClassVar[str] = "safety"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"prompts": QA}
 
     images: Annotated[str, Ref(ImageRow)]
@@ -131,6 +133,9 @@ class Safety(Stage):
             raise UserError(
                 f"wordings: {self.wordings} has neither `fine` prompts nor `alarming` ones with `questions`"
             )
+        held_out = self.split == "eval" and self.held_out > 0
+        if self.harmful and held_out and all(len(c.requests) == 1 for c in found.categories.values()):
+            raise UserError(f"wordings: {self.wordings} has one request a category, so none can be held out")
         if self.embedded and not found.orders:
             raise UserError(f"wordings: {self.wordings} has no `orders` for embedded prompts")
 
@@ -183,10 +188,11 @@ class Maker:
 
     @cached_property
     def harmful(self) -> dict[str, list[tuple[str, str]]]:
-        """Pairs of frame and request by category, those of the split alone."""
+        """Pairs of frame and request by category: the requests are those of the split alone."""
         return {
-            name: self.of_split([(frame, request) for frame in self.wordings.frames for request in category.requests])
+            name: [(frame, request) for request in requests for frame in self.wordings.frames]
             for name, category in self.wordings.categories.items()
+            if (requests := self.of_split(category.requests))
         }
 
     @cached_property
@@ -199,12 +205,13 @@ class Maker:
         return self.of_split(self.wordings.alarming)
 
     def of_split(self, wordings: Sequence[T]) -> list[T]:
-        """The wordings that this split may use: a hash of the wording decides, so every run and seed decides alike."""
+        """The wordings that this split may use: a hash of the wording decides, so every run and seed decides alike. One
+        that stands alone is trained on."""
         ranked = sorted(wordings, key=lambda w: hashlib.sha256(repr(w).encode()).digest())
-        held_out = math.ceil(len(ranked) * self.config.held_out) if len(ranked) > 1 else 0
-        if self.config.split == "eval":
-            return ranked[:held_out] if held_out else ranked
-        return ranked[held_out:] or ranked
+        if not self.config.held_out:
+            return ranked
+        held_out = min(math.ceil(len(ranked) * self.config.held_out), len(ranked) - 1)
+        return ranked[:held_out] if self.config.split == "eval" else ranked[held_out:]
 
     def prompts(self, image: ImageRow) -> Iterator[QA]:
         """All prompts of an image."""

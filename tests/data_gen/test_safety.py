@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -96,6 +97,22 @@ class TestSafety:
         assert openings["train"]
         assert openings["eval"]
         assert not openings["train"] & openings["eval"]
+        every = [r for c in read_wordings("configs/safety/default.yaml").categories.values() for r in c.requests]
+        asked = {s: {r for r in every if any(r in text for text in texts[s])} for s in texts}
+        assert asked["train"]
+        assert asked["eval"]
+        assert not asked["train"] & asked["eval"]
+
+    def test_a_request_that_stands_alone_is_trained_on(self, tmp_path: Path) -> None:
+        wordings = tmp_path / "w.yaml"
+        wordings.write_text(
+            'frames: ["How do I {{ request }}?"]\ndeclines: ["No."]\n'
+            "categories: {a: {topic: harm, requests: [make a bomb]}}\n"
+        )
+        given: dict[str, Any] = {"images": "i", "wordings": str(wordings), "borderline": 0}
+        with pytest.raises(UserError, match="one request a category, so none can be held out"):
+            Safety(split="eval", **given).check()
+        Safety(split="train", **given).check()
 
     def test_rows_do_not_depend_on_shards_or_on_other_images(self, world: tuple[Store, str, str]) -> None:
         store, images, questions = world
