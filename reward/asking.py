@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from align.engine import Engine, Reply, Request
-from align.records import Candidate, Message, text_of
+from align.records import Candidate, Message, row_seed, text_of
 
 K = TypeVar("K", bound=Hashable)
 
@@ -58,6 +58,13 @@ def shown(row: Candidate) -> dict[str, str | None]:
         "answer": plain(text_of(row.completion)),
         "reference": None if row.reference is None else plain(row.reference),
     }
+
+
+def seed_of(seed: int, row: Candidate, *parts: object) -> int:
+    """A request's seed from what is asked about, not from the row's id: that is another one from a file, on a server
+    and in a training."""
+    said = [[message.model_dump() for message in messages] for messages in (row.prompt, row.completion)]
+    return row_seed(seed, *said, *parts)
 
 
 def is_empty(row: Candidate) -> bool:

@@ -57,6 +57,7 @@ class Images:
         self.urls = urls
         self.max_pixels = max_pixels
         self._fetch = fetch
+        self._read: set[Path] = set()  # files that were found whole
 
     def __enter__(self) -> "Images":
         return self
@@ -80,16 +81,26 @@ class Images:
             raise BadAsk("an image has to be a data URL: data:image/png;base64,...")
         if "\0" in source or "://" in source:
             raise BadAsk(f"not a path of an image: {source[:80]!r}")
-        return str(self.files / source)  # one that is missing or broken is found where it is opened
+        path = self.files / source
+        if path not in self._read:
+            try:
+                self._check(path.read_bytes())
+            except OSError as problem:
+                raise BadAsk(f"no image at {source[:200]!r}: {problem.strerror or problem}") from None
+            self._read.add(path)
+        return str(path)
 
-    def keep(self, data: bytes) -> str:
-        """Bytes of an image as a file. Raises BadAsk."""
+    def _check(self, data: bytes) -> None:
         try:
             found = probe(data)
         except BadImage as problem:
             raise BadAsk(f"unreadable image: {problem}") from None
         if found.width * found.height > self.max_pixels:
             raise BadAsk(f"an image of {found.width} x {found.height} pixels; {self.max_pixels} pixels are allowed")
+
+    def keep(self, data: bytes) -> str:
+        """Bytes of an image as a file. Raises BadAsk."""
+        self._check(data)
         path = self.folder / hashlib.sha256(data).hexdigest()
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,10 @@ from pydantic import Field
 from align.claims import read_claims, verdict
 from align.config import Config, shipped
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
-from align.records import Candidate, Message, Sampling, row_seed, text_of
+from align.records import Candidate, Message, Sampling, text_of
 from align.stage import FileRef
 from align.templates import check_shows, render
-from reward.asking import EMPTY, NO_IMAGE, TOP_LOGPROBS, ask, is_empty, mass, plain, shown
+from reward.asking import EMPTY, NO_IMAGE, TOP_LOGPROBS, ask, is_empty, mass, plain, seed_of, shown
 from reward.base import Reward, Score
 
 YES_NO = {"yes": 1.0, "no": 0.0}
@@ -100,7 +100,7 @@ class Checking:
         del variables["reference"]
         text = render(shipped(self.config.split), **variables)
         sampling = Sampling(temperature=self.config.temperature, max_tokens=self.config.max_tokens)
-        seed = row_seed(self.seed, row.id, "split")
+        seed = seed_of(self.seed, row, "split")
         return Request(id="", messages=[Message(role="user", content=text)], sampling=sampling, seed=seed)
 
     def _check(self, row: Candidate, claim: str, number: int) -> Request:
@@ -110,7 +110,7 @@ class Checking:
             messages=[Message(role="user", content=text)],
             images=row.images,
             sampling=Sampling(temperature=0.0, max_tokens=4),
-            seed=row_seed(self.seed, row.id, "claim", number),
+            seed=seed_of(self.seed, row, "claim", number),
             top_logprobs=TOP_LOGPROBS,
         )
 

@@ -77,13 +77,21 @@ def public_address(url: str) -> tuple[str, str]:
     return addresses[0], host
 
 
+_CLOUD = (ipaddress.ip_address("168.63.129.16"),)
+"""Azure's host, reachable from every machine there under an address of the public space."""
+
+
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the public internet; an IPv4 address inside an IPv6 one counts as itself."""
     ip = ipaddress.ip_address(address)
+    if ip in _CLOUD:
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         if inner is not None:
-            return inner.is_global and not inner.is_multicast
+            return inner.is_global and not inner.is_multicast and inner not in _CLOUD
+        if ip not in ipaddress.ip_network("2000::/3"):  # all that is handed out so far
+            return False
     return ip.is_global and not ip.is_multicast

@@ -56,7 +56,7 @@ def score_file(config: Kind, source: Path, target: Path, *, allow_urls: bool = F
     check_files(source, target)
     config.check()
     work = target.with_name(target.name + ".partial")
-    _begin(work, config, source, chunk)
+    _begin(work, config, source, [chunk, allow_urls])
     counts = Counts()
     try:
         with _Lazy(config) as reward, progress(_size(source), "rows") as bar:
@@ -103,10 +103,10 @@ class _Lazy:
         return self._reward.score(rows)
 
 
-def _begin(work: Path, config: Kind, source: Path, chunk: int) -> None:
-    """The folder of what is done already; what another reward, input or size of chunk left there is no use."""
+def _begin(work: Path, config: Kind, source: Path, how: list[object]) -> None:
+    """The folder of what is done already; what another reward, input or way to read it left there is no use."""
     stat = source.stat()
-    state = [state_of(config), str(source.resolve()), stat.st_size, stat.st_mtime_ns, chunk]
+    state = [state_of(config), str(source.resolve()), stat.st_size, stat.st_mtime_ns, how]
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
     mark = work / "state.json"
     if mark.is_file() and json.loads(mark.read_text()) == key:
@@ -152,8 +152,8 @@ def _read(source: Path) -> Iterator[Any]:
         try:
             with pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(batch_size=256):
-                    yield from batch.to_pylist()
-        except pa.ArrowInvalid as error:
+                    yield from _rows_of(batch)
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{source}: no parquet file: {error}") from None
         return
     with source.open("rb") as stream:
@@ -161,9 +161,21 @@ def _read(source: Path) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line.decode("utf-8"))
+                yield json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
                 yield BadAsk(f"line {number} is no JSON: {error}")
+
+
+def _rows_of(batch: Any) -> Iterator[Any]:
+    """A batch's rows as mappings; one by one where a text in it is no UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for n in range(len(batch)):
+            try:
+                yield from batch.slice(n, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield BadAsk(f"a text is no UTF-8: {error}")
 
 
 def _size(source: Path) -> int:
@@ -173,7 +185,7 @@ def _size(source: Path) -> int:
 
         try:
             return int(pq.read_metadata(source).num_rows)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{source}: no parquet file: {error}") from None
     with source.open("rb") as stream:
         return sum(1 for line in stream if line.strip())
@@ -191,7 +203,7 @@ def _score_rows(rows: Sequence[Any], reward: _Lazy, images: Images, first: int) 
     records: list[dict[str, Any]] = []
     for n, (row, asked) in enumerate(zip(rows, read, strict=True), first + 1):
         own = row.get("id") if isinstance(row, dict) else None
-        name = str(n if own is None else own)
+        name = str(n if own is None else own).encode("utf-8", "replace").decode()
         if isinstance(asked, BadAsk):
             records.append(_record(name, None, Score(None, reason=str(asked))))
         else:
@@ -205,7 +217,7 @@ def _record(name: str, candidate: int | None, score: Score) -> dict[str, Any]:
         "candidate": candidate,
         "score": score.value,
         "parts": score.parts,
-        "reason": score.reason,
+        "reason": score.reason.encode("utf-8", "replace").decode(),
     }
 
 

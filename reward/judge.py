@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 
 from align.config import Config, shipped
 from align.engine import Engine, EngineConfig, Reply, Request, check_engine, open_engine
-from align.records import Candidate, Message, Sampling, row_seed
+from align.records import Candidate, Message, Sampling
 from align.stage import FileRef
 from align.templates import check_shows, render
-from reward.asking import EMPTY, TOP_LOGPROBS, ask, is_empty, mass, shown
+from reward.asking import EMPTY, TOP_LOGPROBS, ask, is_empty, mass, seed_of, shown
 from reward.base import Reward, Score
 
 RATINGS = {str(rating): rating for rating in range(1, 6)}
@@ -91,7 +91,7 @@ class Judging:
         """One score a row; None where there is no answer, the request failed or the judge gave no rating."""
         rubric = shipped(self.config.rubric)
         requests = {
-            i: self.config.request(render(rubric, **shown(row)), row.images, row_seed(self.seed, row.id, "judge"))
+            i: self.config.request(render(rubric, **shown(row)), row.images, seed_of(self.seed, row, "judge"))
             for i, row in enumerate(rows)
             if not is_empty(row)
         }

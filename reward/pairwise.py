@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from align.config import shipped
 from align.engine import Engine, Reply
-from align.records import Candidate, row_id, row_seed
+from align.records import Candidate, row_id, text_of
 from align.templates import render
-from reward.asking import ALONE, EMPTY, ask, is_empty, mass, shown
+from reward.asking import ALONE, EMPTY, ask, is_empty, mass, seed_of, shown
 from reward.base import Score, by_question
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Comparing:
                     names = (question, _name(first), _name(second))
                     variables = {**shown(first), "first": shown(first)["answer"], "second": shown(second)["answer"]}
                     del variables["answer"]
-                    seed = row_seed(self.seed, *names, "judge")
+                    seed = seed_of(self.seed, first, text_of(second.completion), "judge")
                     requests[names] = self.config.request(render(rubric, **variables), first.images, seed)
                     asked[names] = first
         replies = ask(self.engine, requests)
@@ -136,8 +136,8 @@ def written_verdict(text: str) -> float | None:
 
 def pairs(group: Sequence[Candidate], opponents: int) -> Iterator[tuple[Candidate, Candidate]]:
     """The pairs that are asked, each once: all where nobody has more than `opponents` others, else each candidate and
-    its nearest ones on a circle ordered by a hash of the ids, as many on either side."""
-    circle = sorted(group, key=lambda row: row_id("circle", _name(row)))
+    its nearest ones on a circle ordered by a hash of the answers, as many on either side."""
+    circle = sorted(group, key=lambda row: (row_id("circle", text_of(row.completion)), row.id))
     size = len(circle)
     if size - 1 <= opponents:
         yield from ((one, other) for i, one in enumerate(circle) for other in circle[i + 1 :])

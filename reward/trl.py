@@ -7,6 +7,7 @@ of the group's mean). Images come from the column `image` or `images`, as paths 
 
 import hashlib
 import io
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from align.records import Candidate, Message, row_id
 from reward.asks import BadAsk, Images, read_ask
 from reward.base import Reward
 from reward.load import load_reward
+
+_LOG = logging.getLogger(__name__)
 
 
 class TrlReward:
@@ -34,22 +37,29 @@ class TrlReward:
         images = columns.get("images") or columns.get("image") or [None] * len(prompts)
         found: list[float | None] = [None] * len(prompts)
         asked: list[tuple[int, Candidate]] = []
+        unscored: list[str] = []
+        taken = Images(Path.cwd(), self.folder)
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            given = {
-                "prompt": without_images(prompt),
-                "images": [self._path(image) for image in _listed(images[i])],
-                "completion": completion,
-                "reference": None if references[i] is None else str(references[i]),
-            }
             try:
-                (candidate,) = read_ask(given, Images(Path.cwd(), self.folder), row_id("trl", i)).candidates
-            except BadAsk:
+                given = {
+                    "prompt": without_images(prompt),
+                    "images": [self._path(image) for image in _listed(images[i])],
+                    "completion": completion,
+                    "reference": None if references[i] is None else str(references[i]),
+                }
+                (candidate,) = read_ask(given, taken, row_id("trl", i)).candidates
+            except (BadAsk, OSError, ValueError, KeyError) as problem:  # pydantic's errors are ValueErrors
+                unscored.append(" ".join(str(problem).split())[:200])
                 continue
             question = row_id("trl", given["prompt"], given["images"])  # completions of a prompt are of one
             asked.append((i, candidate.model_copy(update={"question_id": question})))
         scores = self.reward.score([candidate for _, candidate in asked]) if asked else []
         for (i, _), score in zip(asked, scores, strict=True):
             found[i] = score.value
+            if score.value is None:
+                unscored.append(score.reason)
+        if unscored:
+            _LOG.warning("%d of %d completions have no score, the first: %s", len(unscored), len(found), unscored[0])
         return found
 
     def _path(self, image: Any) -> str:
@@ -62,7 +72,8 @@ class TrlReward:
             data = bytes(image["bytes"])
         else:
             buffer = io.BytesIO()
-            image.save(buffer, "PNG")
+            plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+            plain.save(buffer, "PNG")
             data = buffer.getvalue()
         path = self.folder / hashlib.sha256(data).hexdigest()
         if not path.exists():

@@ -88,6 +88,21 @@ def test_parquet_in_and_out(tmp_path: Path) -> None:
     assert found[0]["parts"] == [("exact", 1.0)]
 
 
+def test_texts_that_are_no_utf8_cost_their_own_rows_alone(tmp_path: Path) -> None:
+    prompts = pa.array([b"?", b"\xff\xfe", b"?"]).view(pa.string())
+    table = pa.table({"id": ["a", "b", "c"], "prompt": prompts, "completion": ["1", "2", "3"], "reference": ["1"] * 3})
+    pq.write_table(table, tmp_path / "in.parquet")
+    score_file(read_reward(RULES), tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    assert [r["score"] for r in lines(tmp_path / "out.jsonl")] == [1.0, None, 0.0]
+    assert "no UTF-8" in lines(tmp_path / "out.jsonl")[1]["reason"]
+
+    row = {"prompt": "?", "completion": "1", "reference": "1"}
+    text = "\ufeff" + "".join(json.dumps(r) + "\n" for r in (row, {**row, "id": "\ud800"}))
+    (tmp_path / "in.jsonl").write_text(text, encoding="utf-8")  # as some editors begin a file
+    score_file(read_reward(RULES), tmp_path / "in.jsonl", tmp_path / "out.parquet")
+    assert [r["score"] for r in pq.read_table(tmp_path / "out.parquet").to_pylist()] == [1.0, 1.0]
+
+
 def test_a_stopped_file_continues_and_another_reward_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,9 @@ from align.artifact import Store, begin, rows
 from align.config import Source, build
 from align.engine import Reply
 from align.errors import UserError
-from align.records import Candidate, Scored
+from align.records import Candidate, Scored, text_of
 from reward import load_reward
+from reward.asking import seed_of
 from reward.load import read_reward
 from reward.pairwise import first_wins, pairs, written_verdict
 from reward.score import ScoreStage
@@ -90,6 +91,19 @@ def test_of_many_each_meets_as_many_and_pairs_are_asked_once() -> None:
     assert {frozenset((a.id, b.id)) for a, b in pairs(shuffled, 4)} == {frozenset(pair) for pair in met}
     assert len(list(pairs(candidates(*range(5)), 4))) == 10
     assert len(list(pairs(candidates(*range(10_000)), 8))) == 40_000
+
+
+def test_who_meets_whom_does_not_hang_on_names_or_order() -> None:
+    """A file, a server and a training give a candidate other ids."""
+    group = candidates(*range(12))
+    renamed = [row.model_copy(update={"id": f"x{n}"}) for n, row in enumerate(reversed(group))]
+
+    def met(rows: list[Candidate]) -> set[frozenset[str]]:
+        return {frozenset((text_of(a.completion), text_of(b.completion))) for a, b in pairs(rows, 4)}
+
+    assert met(group) == met(renamed)
+    assert seed_of(1, group[0], "judge") == seed_of(1, group[0].model_copy(update={"id": "y"}), "judge")
+    assert seed_of(1, group[0], "judge") != seed_of(1, group[1], "judge")
 
 
 def test_any_order_and_any_batch(tmp_path: Path) -> None:

@@ -41,6 +41,16 @@ def test_images_of_every_kind_reach_the_reward(tmp_path: Path) -> None:
     assert all(found.startswith(b"\x89PNG") for found in seen.images)
 
 
+def test_a_row_that_cannot_be_read_has_no_score_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tool = [{"role": "tool", "content": "?"}, {"role": "user", "content": "?"}]
+    reward = TrlReward(Lengths(), tmp_path)
+    print_ = Image.new("CMYK", (4, 4))
+    assert reward([tool, "?", "?"], ["1", "22", "3"], images=[[], [print_], [str(tmp_path / "none.png")]]) == [
+        None, 22.0, None
+    ]  # fmt: skip
+    assert "2 of 3 completions have no score, the first: " in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore")  # TRL's own, about the version of vLLM and the like
 def test_grpo_runs_with_it(tmp_path: Path) -> None:
     """On text: what is shown is that the trainer takes the function and its numbers."""
