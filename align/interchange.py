@@ -127,6 +127,7 @@ def from_record(record: Any, form: Form) -> list[Foreign]:
     exact = values.pop("turns", None)
     images = record.get("images") if record.get("images") is not None else record.get("image")
     pictures = list(images) if isinstance(images, list | tuple) else [] if images is None else [images]
+    pictures = pictures or _part_images(record)
     if form in ("trl", "datasets"):
         turns = [_columns(record)]
         values = {k: v for k, v in record.items() if k not in ("id", "images", *_TURNS) and v is not None}
@@ -136,6 +137,31 @@ def from_record(record: Any, form: Form) -> list[Foreign]:
         turns = [{key: [Message.model_validate(m) for m in said] for key, said in exact.items()}]
     ours = str(record["id"]) if "image_id" in values and record.get("id") is not None else None
     return [Foreign(said, pictures, values, ours) for said in turns]
+
+
+def _part_images(record: dict[str, Any]) -> list[Any]:
+    """The images that stand as parts in the first user turn (Qwen-VL's and OpenAI's chat formats). Raises Unfit for a
+    part without its image, where there is no column of them either, and for images in other turns."""
+    found: list[Any] = []
+    for key in ("prompt", "messages", "conversations", *_TURNS):
+        turns = record.get(key)
+        said = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list | tuple) else []
+        first = next((turn for turn in said if turn.get("role") == "user"), None)
+        for turn in said:
+            parts = turn.get("content")
+            for part in parts if isinstance(parts, list | tuple) else []:
+                kind = part.get("type") if isinstance(part, dict) else None
+                if kind not in ("image", "image_url"):
+                    continue
+                image = next((part[k] for k in (kind, "image", "url", "path") if part.get(k) is not None), None)
+                image = image.get("url") if isinstance(image, dict) and kind == "image_url" else image
+                if image is None:
+                    raise Unfit("images", "an image part in a turn, and no image in the record")
+                if turn is not first:
+                    raise Unfit("placeholders", "images that stand in a later turn")
+                if image not in found:  # a preference's prompt may stand in chosen and in rejected
+                    found.append(image)
+    return found
 
 
 def _columns(record: dict[str, Any]) -> dict[str, list[Message]]:
@@ -182,7 +208,7 @@ def _message(turn: Any, role_key: str, text_key: str) -> Message:
 
 def _spoken(record: dict[str, Any], images: int, ours: bool) -> list[dict[str, list[Message]]]:
     """The turns of the JSON forms."""
-    said = record.get("conversations", record.get("messages"))
+    said = record.get("conversations") or record.get("messages")
     if not isinstance(said, list) or not said:
         raise Unfit("turns", "no conversations or messages in the record")
     keys = ("from", "value") if isinstance(said[0], dict) and "from" in said[0] else ("role", "content")
@@ -193,6 +219,9 @@ def _spoken(record: dict[str, Any], images: int, ours: bool) -> list[dict[str, l
     if record.get("rejected_response") is not None:
         rejected = [Message(role="assistant", content=str(record["rejected_response"]))]
         return [_whole({"prompt": turns[:-1], "chosen": turns[-1:], "rejected": rejected})]
+    if record.get("rejected_messages"):  # ms-swift: the whole conversation again, with the worse answer
+        worse = [_message(turn, *_keys_of(turn)) for turn in record["rejected_messages"][-1:]]
+        return [_whole({"prompt": turns[:-1], "chosen": turns[-1:], "rejected": worse})]
     if record.get("rejected"):
         chosen, rejected = ([_message(record.get(k), *_keys_of(record.get(k)))] for k in ("chosen", "rejected"))
         return [_whole({"prompt": turns, "chosen": chosen, "rejected": rejected})]

@@ -151,11 +151,12 @@ def amounts(
     Without `total`, the largest set that keeps the shares exactly. With it, what a capped source cannot give is shared
     among the others; fewer rows come out only where every source is at its cap. Whole numbers by largest remainder.
     """
-    shares = {name: weight ** (1 / temperature) for name, weight in weights.items()}
+    heaviest = max(weights.values(), default=1.0)  # one is 1 then, and no power overflows
+    shares = {name: (weight / heaviest) ** (1 / temperature) for name, weight in weights.items()}
     caps = {name: math.floor(size * repeats) for name, size in sizes.items()}
     if total is None:
         whole = sum(shares.values())
-        total = math.floor(min(caps[name] * whole / share for name, share in shares.items()) * (1 + 1e-12))
+        total = math.floor(min(caps[name] * whole / share for name, share in shares.items() if share) * (1 + 1e-12))
     total = min(total, sum(caps.values()))
     found: dict[str, int] = {}
     while True:

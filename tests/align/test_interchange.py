@@ -40,6 +40,10 @@ def text(draw: random.Random) -> str:
     return "".join(draw.choice(WORDS) for _ in range(draw.randint(1, 6)))
 
 
+def say_(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
 def say(role: str, content: str) -> Message:
     return Message.model_validate({"role": role, "content": content})
 
@@ -265,9 +269,38 @@ class TestForeign:
         assert plain.turns == {"prompt": [say("user", "Sky?")], "completion": [say("assistant", "Blue.")]}
         asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Sky?"}]}
         chosen, rejected = ({"role": "assistant", "content": text} for text in ("Blue.", "Green."))
-        (implicit,) = from_record({"chosen": [asked, chosen], "rejected": [asked, rejected]}, "trl")
+        (implicit,) = from_record(
+            {"chosen": [asked, chosen], "rejected": [asked, rejected], "images": ["a.png"]}, "trl"
+        )
         assert implicit.turns["prompt"] == [say("user", "Sky?")]
         assert implicit.turns["rejected"] == [say("assistant", "Green.")]
+
+    @pytest.mark.parametrize("form", ["trl", "sharegpt"])
+    @pytest.mark.parametrize(
+        "part",
+        [
+            {"type": "image", "image": "a.png"},
+            {"type": "image", "url": "a.png"},
+            {"type": "image_url", "image_url": {"url": "a.png"}},
+        ],
+    )
+    def test_images_that_stand_as_parts_are_the_rows_own(self, form: Any, part: dict[str, Any]) -> None:
+        asked = {"role": "user", "content": [part, {"type": "text", "text": "Where?"}]}
+        answer = {"role": "assistant", "content": "Here."}
+        (found,) = from_record({"messages": [asked, answer], "conversations": None}, form)
+        assert found.images == ["a.png"]
+        assert found.turns["prompt"] == [say("user", "Where?")]
+        with pytest.raises(Unfit, match="images"):
+            from_record({"messages": [{**asked, "content": [{"type": "image"}]}, answer]}, form)
+        with pytest.raises(Unfit, match="placeholders"):
+            from_record({"messages": [say_("Hi"), answer, asked, answer]}, form)
+
+    def test_ms_swift_preferences(self) -> None:
+        asked, better, worse = say_("Where?"), *({"role": "assistant", "content": text} for text in ("Here.", "There."))
+        record = {"messages": [asked, better], "rejected_messages": [asked, worse]}
+        (found,) = from_record(record, "sharegpt")
+        assert found.turns["chosen"] == [say("assistant", "Here.")]
+        assert found.turns["rejected"] == [say("assistant", "There.")]
 
     def test_what_cannot_be_used_is_set_aside_with_a_reason(self, tmp_path: Path, store: Store) -> None:
         good = [{"from": "human", "value": "<image>\nx"}, {"from": "gpt", "value": "y"}]

@@ -48,6 +48,7 @@ class TestAmounts:
         assert amounts({"a": 3, "b": 1}, {"a": 1000, "b": 1000}, temperature=0.5, total=100) == {"a": 90, "b": 10}
 
     def test_without_a_total_the_scarcest_source_decides(self) -> None:
+        assert amounts({"a": 1e6, "b": 1}, {"a": 1000, "b": 1000}, temperature=0.01, total=100) == {"a": 100, "b": 0}
         assert amounts({"a": 1, "b": 1}, {"a": 1000, "b": 10}) == {"a": 10, "b": 10}
         assert amounts({"a": 1, "b": 1}, {"a": 1000, "b": 10}, repeats=3) == {"a": 30, "b": 30}
         assert amounts({"a": 7, "b": 3}, {"a": 7, "b": 3}) == {"a": 7, "b": 3}  # weights are sizes: everything
