@@ -27,6 +27,7 @@ class EditPairs(Stage):
     """Make rejected answers by editing right ones."""
 
     NAME: ClassVar[str] = "edit-pairs"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"pairs": Pair}
 
     input: Annotated[str, Ref(QA)]

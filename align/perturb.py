@@ -17,9 +17,13 @@ COLOURS = (
 )  # fmt: skip
 KINDS = ("number", "colour", "yesno", "name")
 """What `perturb` changes unless told otherwise; `relation` is the one more that it knows."""
-_NUMBER = re.compile(r"(?<![\w.])(\d+(?:,\d{3})*)(\.\d+)?(?![\w]|[.,]\d)")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.])|(?<=\b[A-Z]{2})|(?<=\b[A-Z]{3}))(\d+(?:,\d{3})*)(\.\d+)?(?=\b|[A-Z]{2,3}\b)(?![.,]\d|[a-z_])"
+)
+"""A number, with a currency's two or three letters beside it or not (RM9.00, 12EUR)."""
+_DATE = re.compile(r"\b\d{1,4}([/-])\d{1,2}\1\d{1,4}\b")
 _COLOUR = re.compile(rf"\b({'|'.join(COLOURS)}|grey)\b", re.IGNORECASE)
-_YESNO = re.compile(r"\b(yes|no)\b(?=\s*(?:[.,;:!]|$))", re.IGNORECASE)
+_YESNO = re.compile(r"\b(yes|no)\b(?=\s*(?:[,;:!]|\.(?!\s*\d)|$))", re.IGNORECASE)  # "No. 53" is a house
 _OPPOSITES = (
     ("left", "right"), ("above", "below"), ("top", "bottom"), ("upper", "lower"), ("before", "after"),
     ("more", "less"), ("most", "least"), ("larger", "smaller"), ("largest", "smallest"), ("bigger", "smaller"),
@@ -45,7 +49,7 @@ def perturb(
     """The text with one error, and which of `kinds` it is. None where there is nothing in it that could be made wrong.
     The kind is drawn among those that the text has, then the place."""
     makers: dict[str, Callable[[], str | None]] = {
-        "number": lambda: _replaced(text, _spans(_NUMBER, text), lambda old: _other_number(old, draw), draw),
+        "number": lambda: _with_other_number(text, draw),
         "colour": lambda: _replaced(text, _spans(_COLOUR, text), lambda old: _other(old, COLOURS, draw), draw),
         "yesno": lambda: _replaced(text, _spans(_YESNO, text)[:1], lambda old: _other(old, ("yes", "no"), draw), draw),
         "name": lambda: _replaced(text, [s for _, s in _names(text)], lambda old: _other(old, names, draw), draw),
@@ -85,6 +89,26 @@ def _replaced(
     start, end = draw.choice(spans)
     new = other(text[start:end])
     return None if new is None else text[:start] + new + text[end:]
+
+
+def _with_other_number(text: str, draw: random.Random) -> str | None:
+    dates = _spans(_DATE, text)
+    spans = _spans(_NUMBER, text)
+    if not spans:
+        return None
+    start, end = draw.choice(spans)
+    old = text[start:end]
+    dated = any(a <= start < b for a, b in dates)
+    new = _other_of_date(old, draw) if dated else _other_number(old, draw)
+    return text[:start] + new + text[end:]
+
+
+def _other_of_date(old: str, draw: random.Random) -> str:
+    """Another day, month or year, as wide: a day that is no month stays one, so that the date is one still."""
+    if len(old) > 2:
+        return _other_number(old, draw)
+    low, high = (13, 28) if int(old) > 12 else (1, 12)
+    return str(draw.choice([n for n in range(low, high + 1) if n != int(old)])).zfill(len(old))
 
 
 def _opposite(old: str) -> str:

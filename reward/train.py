@@ -42,6 +42,7 @@ class TrainReward(Training):
     """Train a reward model on the vision adapter and a head."""
 
     NAME: ClassVar[str] = "train-reward"
+    VERSION: ClassVar[int] = 2
 
     pairs: Annotated[str | None, Ref(Pair)] = None
     scored: Annotated[str | None, Ref(Scored)] = None

@@ -6,13 +6,14 @@ from difflib import SequenceMatcher
 
 import pytest
 
+from align.perturb import KINDS
 from reward.perturb import COLOURS, names_in, perturb
 
 NAMES = ["Kenya", "Old Town", "Quarterly Sales"]
 
 
-def every(text: str, count: int = 200) -> set[tuple[str, str]]:
-    made = {perturb(text, NAMES, random.Random(i)) for i in range(count)}
+def every(text: str, count: int = 200, kinds: tuple[str, ...] = KINDS) -> set[tuple[str, str]]:
+    made = {perturb(text, NAMES, random.Random(i), kinds) for i in range(count)}
     assert None not in made
     return {m for m in made if m}
 
@@ -42,6 +43,28 @@ def test_colours_answers_and_names() -> None:
         ("sales in Quarterly Sales rose", "name"),
     }
     assert {text for text, _ in every('it says "sales of it"')} == {f'it says "{name}"' for name in NAMES}
+
+
+@pytest.mark.parametrize("text", ["RM9.00", "9.00RM", "12 EUR", "EUR 12", "USD1,250.00"])
+def test_an_amount_beside_its_currency(text: str) -> None:
+    for changed, kind in every(text, kinds=("number",)):
+        assert kind == "number"
+        assert re.sub(r"[\d.,]+", "#", changed) == re.sub(r"[\d.,]+", "#", text)
+        assert changed != text
+
+
+@pytest.mark.parametrize("text", ["25/12/2018", "05-06-2019", "2018-01-31", "on 31/01/18 at last"])
+def test_a_date_stays_a_date(text: str) -> None:
+    for changed, kind in every(text, kinds=("number",)):
+        assert kind == "number"
+        assert len(changed) == len(text)
+        numbers = [int(n) for n in re.findall(r"\d+", changed)]
+        assert all(1 <= n <= 31 or 1800 <= n <= 2100 for n in numbers)
+        assert sum(1 <= n <= 12 for n in numbers) >= 1
+
+
+def test_a_house_number_is_no_answer() -> None:
+    assert {kind for _, kind in every("NO. 53 JALAN SAGU 18")} == {"number", "name"}
 
 
 def test_one_place_changes_and_every_kind_comes() -> None:
