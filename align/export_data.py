@@ -16,8 +16,9 @@ from align.artifact import Out, artifact_at, count_rows, rows, write_json
 from align.errors import UserError
 from align.interchange import ROW_TYPES, Form, Unfit, to_record
 from align.interchange_files import ImageFolder, write_columns, write_records
+from align.language import OTHER, language_of
 from align.progress import progress
-from align.records import QA, Dropped, Pair, Row, dropped
+from align.records import QA, Dropped, Pair, Row, dropped, text_of
 from align.stage import Metrics, PortType, Ref, Stage
 
 SIZES = (1000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -28,6 +29,7 @@ class ExportData(Stage):
     """Write rows for another tool."""
 
     NAME: ClassVar[str] = "export-data"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"dataset": "folder"}
 
     rows: Annotated[str, Ref(QA)] | None = None  # questions with answers, or
@@ -139,7 +141,7 @@ class Tally:
         self.images.add(row.image_id)
         self.by["kind"][row.kind] += 1
         self.by["split"][_split(row)] += 1
-        self.by["language"][getattr(row, "language", "") or "unknown"] += 1
+        self.by["language"][language_of(text_of(row.prompt)) or "unknown"] += 1
         if isinstance(row, QA):
             self.by["source"][row.source] += 1
 
@@ -176,7 +178,7 @@ def card_of(name: str, licence: str, form: Form, tally: Tally, origin: list[tupl
         "size_categories": [category],
         "tags": ["vlm-align", "image"],
     }
-    languages = sorted(k for k in tally.by["language"] if k != "unknown")
+    languages = sorted(k for k in tally.by["language"] if k not in ("unknown", OTHER))
     if languages:
         header["language"] = languages
     if form == "trl":

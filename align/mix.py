@@ -15,8 +15,9 @@ from pydantic import Field
 from align.artifact import Out, rows
 from align.config import Config
 from align.errors import UserError
+from align.language import language_of
 from align.progress import progress
-from align.records import QA, Pair, Row, row_id
+from align.records import QA, Pair, Row, row_id, text_of
 from align.stage import Metrics, PortType, Ref, Stage
 
 R = TypeVar("R", bound=Row)
@@ -87,6 +88,7 @@ class Mix(_Mixing):
     """Mix several sets of questions with answers."""
 
     NAME: ClassVar[str] = "mix"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"rows": QA}
 
     sources: dict[str, Source] = Field(min_length=1)
@@ -103,6 +105,7 @@ class MixPairs(_Mixing):
     """Mix several sets of preference pairs."""
 
     NAME: ClassVar[str] = "mix-pairs"
+    VERSION: ClassVar[int] = 2
     OUTPUTS: ClassVar[dict[str, PortType]] = {"pairs": Pair}
 
     sources: dict[str, PairSource] = Field(min_length=1)
@@ -120,7 +123,7 @@ def _reader(port: str, row_type: type[R]) -> Callable[[], Iterator[R]]:
 
 
 class _Tally:
-    """Counts of the rows that pass, by kind, source and language."""
+    """Counts of the rows that pass, by kind and by the question's language."""
 
     def __init__(self) -> None:
         self.by: dict[str, Counter[str]] = {"kinds": Counter(), "languages": Counter()}
@@ -130,7 +133,7 @@ class _Tally:
         for _, row in found:
             record: Any = row
             self.by["kinds"][record.kind] += 1
-            self.by["languages"][getattr(record, "language", "") or "unknown"] += 1
+            self.by["languages"][language_of(text_of(record.prompt)) or "unknown"] += 1
             self.text_only += not record.images
             yield row
 

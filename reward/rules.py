@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from align.config import Config
+from align.language import OTHER, Language, language_of
 from align.metrics import METRICS, final_answer, normalise, option_letter, reference_answer, refuses
 from align.records import Candidate, text_of
 from reward.base import Reward, Score
-from reward.language import OTHER, Language, language_of
 
 Weight = Annotated[float, Field(gt=0)]
 

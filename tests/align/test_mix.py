@@ -97,7 +97,14 @@ class TestMix:
         for start in range(0, 500, 50):
             assert Counter(r.kind for r in found[start : start + 50])["count"] == 10
         assert metrics["kinds"] == {"read": 400, "count": 100}
-        assert metrics["languages"] == {"unknown": 500}
+
+    def test_languages_are_those_of_the_questions(self, store: Store) -> None:
+        asked = ["Welche Farbe hat der höchste Balken im Bild?", "What color is the highest bar in the image?"]
+        given = [
+            qa(i).model_copy(update={"prompt": [Message(role="user", content=asked[i % 4 > 0])]}) for i in range(40)
+        ]
+        sources = {"a": Source(input=port(store, "a", QA, given), weight=1)}
+        assert mixed(store, Mix(sources=sources))[1]["languages"] == {"en": 30, "de": 10}
 
     def test_a_repeated_row_keeps_its_content_and_gets_an_id_of_its_own(self, store: Store) -> None:
         sources = {
