@@ -63,7 +63,9 @@ def truth_of(chart: Chart, question: str) -> str | None:
     def is_taller(a: str, b: str) -> str | None:
         return None if (higher := taller(a, b)) is None else "yes" if higher == a else "no"
 
-    read: Callable[[str], str | None] = lambda c: str(values[c]) if c in values else NOT_THERE  # noqa: E731
+    def read(color: str) -> str | None:
+        return str(values[color]) if color in values else NOT_THERE
+
     wordings: list[tuple[str, Callable[..., str | None]]] = [
         (r"Describe the chart\.|What does the chart show\?|List the bars with their values\.", chart.table),
         (r"How tall is the (\w+) bar\?|What is the value of the (\w+) bar\?|What value does (\w+) have\?", read),

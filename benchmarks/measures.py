@@ -18,7 +18,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class Clock(TrainerCallback):
     """Seconds by step, the first step's loss and gradient norm, the last loss, and the first step's gradients."""
 
     def __init__(self, gradients: Path | None, device: torch.device) -> None:

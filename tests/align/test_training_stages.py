@@ -189,7 +189,7 @@ def test_a_loss_that_is_no_number_stops_the_training(store: Store, tmp_path: Pat
 
 
 def test_a_changed_language_model_is_not_written(store: Store, tmp_path: Path) -> None:
-    class Vandal(MendedSFT):  # type: ignore[misc]
+    class Vandal(MendedSFT):
         def train(self, **options: Any) -> Any:
             result = super().train(**options)
             with torch.no_grad():

@@ -34,7 +34,7 @@ def test_a_workload_at_a_tiny_size_in_every_way(name: str, tmp_path: Path) -> No
     found = {}
     for way in WAYS:
         (tmp_path / way).mkdir()
-        found[way] = measure(name, way, 2, tmp_path / way, "tiny")  # type: ignore[arg-type]
+        found[way] = measure(name, way, 2, tmp_path / way, "tiny")
         assert all(seconds > 0 for seconds in found[way]["seconds"])
     work = WORKLOADS[name]
     assert len(found["tree"]["equal"]) >= {"score": 2, "rounds": 6, "load": 2}.get(work.kind, 2)

@@ -46,7 +46,7 @@ def port(root: Path, stage: str, name: str, rows: list[ImageRow] | list[QA]) -> 
     """Rows as the output of a finished stage; its folder, as a reference is resolved to."""
     folder = root / "artifacts" / stage / name
     kind = type(rows[0]) if rows else QA
-    write_parquet(folder / "part-00000.parquet", kind, rows, Store(root).blobs)  # type: ignore[type-var]
+    write_parquet(folder / "part-00000.parquet", kind, rows, Store(root).blobs)
     return str(folder)
 
 

@@ -44,7 +44,7 @@ def test_images_beside_the_file_that_come_or_change_are_read(
 
     def go() -> tuple[dict[str, Any], str]:
         said.clear()
-        made = run(single("import-data", words), Runs(Path("runs")), said.append)  # type: ignore[arg-type]
+        made = run(single("import-data", words), Runs(Path("runs")), said.append)
         return made["import-data"].manifest["counts"], "".join(said)
 
     assert go()[0]["dropped"] == {"no image file": 3}

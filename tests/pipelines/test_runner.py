@@ -175,7 +175,7 @@ class TestRun:
 
 def run_said(pipeline: object) -> str:
     said = Lines()
-    run(pipeline, Runs(Path("runs")), said)  # type: ignore[arg-type]
+    run(pipeline, Runs(Path("runs")), said)
     return " ".join(said)
 
 

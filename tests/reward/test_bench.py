@@ -67,7 +67,7 @@ def run(tmp_path: Path, rows: list[dict[str, Any]], kind: str, config: Any = SHO
             writer.writeheader()
             writer.writerows(rows)
     bench(read_reward(config), source, target)
-    return json.loads(target.read_text())  # type: ignore[no-any-return]
+    return json.loads(target.read_text())
 
 
 def test_vl_rewardbench_by_hand(tmp_path: Path) -> None:

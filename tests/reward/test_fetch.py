@@ -64,7 +64,7 @@ def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.Mon
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.server.seen.append((self.path, self.headers["Host"]))  # type: ignore[attr-defined]
+        self.server.seen.append((self.path, self.headers["Host"]))
         if self.path.startswith("/to?"):
             self.send_response(302)
             self.send_header("Location", self.path[4:])
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[HTTPServer]:
     http = HTTPServer(("127.0.0.1", 0), Handler)
-    http.seen = []  # type: ignore[attr-defined]
+    http.seen = []
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
     yield http
@@ -104,7 +104,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     monkeypatch.setattr(module, "is_public", lambda address: address == "127.0.0.1")
     url = f"http://images.example:{server.server_port}"
     assert fetch(f"{url}/a.png", 1000) == b"x" * 1000
-    assert server.seen == [("/a.png", f"images.example:{server.server_port}")]  # type: ignore[attr-defined]
+    assert server.seen == [("/a.png", f"images.example:{server.server_port}")]
 
 
 @pytest.mark.parametrize(

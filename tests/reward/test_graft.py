@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_found_before_anything_is_loaded(
     changes: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     model = tiny("mllama", tmp_path)
-    language = text_reward(model, tmp_path / "text", **changes)  # type: ignore[arg-type]
+    language = text_reward(model, tmp_path / "text", **changes)
     for weights in (*language.glob("*.safetensors"), *model.glob("*.safetensors")):
         weights.write_bytes(b"")
     with pytest.raises(UserError, match=said):

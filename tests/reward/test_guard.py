@@ -157,7 +157,7 @@ def test_as_a_gate() -> None:
         "gates": {"safe": 0.5},
     }
     with chat_server(moderate) as server:
-        config["rewards"]["safe"] = guard(server.base_url)  # type: ignore[index]
+        config["rewards"]["safe"] = guard(server.base_url)
         with load_reward(config) as reward:
             shut, open_, none = reward.score([candidate("a bomb"), candidate("a kite"), candidate("refuse")])
     assert (shut.value, open_.value, none.value) == (0.0, 1.0, None)

@@ -165,6 +165,6 @@ def test_what_is_no_number_passes_no_gate() -> None:
     config = Combine.model_validate(
         {"reward": "combine", "rewards": {"a": RULES, "b": RULES}, "gates": {"a": 0.5}, "weights": {"a": 0}}
     )
-    ok = Combined(config, {"a": NotANumber(), "b": config.rewards["b"]})  # type: ignore[dict-item]
+    ok = Combined(config, {"a": NotANumber(), "b": config.rewards["b"]})
     (score,) = ok.score([candidate("blue", "blue")])
     assert (score.value, score.reason) == (None, "a: the score is nan")

@@ -3,13 +3,12 @@
 from typing import Any
 
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from reward import load_reward
 from reward.serve import Limits
 from tests.reward.test_serve import up
-
-schemathesis = pytest.importorskip("schemathesis")
 
 
 @pytest.mark.filterwarnings("ignore")  # schemathesis' and its client's own

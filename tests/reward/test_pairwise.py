@@ -186,4 +186,4 @@ def test_mistakes(tmp_path: Path) -> None:
         read_reward({**judge("http://127.0.0.1:1"), "mode": "pair"})
     with pytest.raises(UserError, match="opponents"):
         read_reward(judge("http://127.0.0.1:1", opponents=3))
-    assert read_reward(judge("http://127.0.0.1:1")).rubric == "configs/prompts/judge/pairwise.jinja"  # type: ignore[union-attr]
+    assert read_reward(judge("http://127.0.0.1:1")).rubric == "configs/prompts/judge/pairwise.jinja"

@@ -161,7 +161,7 @@ def test_model_and_rubric_of_a_nested_judge_are_references(tmp_path: Path) -> No
     mapped = stage(tmp_path, nested).map_leaves(visit)
     assert seen[("reward", "rewards", "j", "engine", "model")] == "sft"
     assert seen[("reward", "rewards", "j", "rubric")] == "configs/prompts/judge/rubric.jinja"
-    assert mapped.reward.rewards["j"].engine.model == "SFT"  # type: ignore[union-attr]
+    assert mapped.reward.rewards["j"].engine.model == "SFT"
 
 
 def no_images(asked: Asked) -> Answer:

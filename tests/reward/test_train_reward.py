@@ -177,7 +177,7 @@ def test_the_loss_by_hand() -> None:
         return torch.tensor([[0.5, 2.0, 0.0], [1.0, 0.0, 0.0], [0.1, 0.3, 0.0], [4.0, 5.0, 3.0]])
 
     gap, tails = torch.tensor([1.0, 0.5]), torch.tensor([2, 1, 3, 3])
-    loss = RewardTrainer.compute_loss(Plain(), model, {"gap": gap, "tails": tails})  # type: ignore[arg-type]
+    loss = RewardTrainer.compute_loss(Plain(), model, {"gap": gap, "tails": tails})
     ranking = [math.log1p(math.exp(-(2 - 0 - 0.5 * 1.0))), math.log1p(math.exp(-(1 - 3 - 0.5 * 0.5)))]
     squares = (2**2 + 0**2 + 1**2 + 3**2) / 2 / 2
     assert loss.item() == pytest.approx(sum(ranking) / 2 + 0.1 * squares)
@@ -185,7 +185,7 @@ def test_the_loss_by_hand() -> None:
     Plain.along = 0.25
     first = math.log1p(math.exp(-(0.5 - 0.1 - 0.5 * 1.0))) + math.log1p(math.exp(-(2.0 - 0.3 - 0.5 * 1.0)))
     steps = [first / 2, math.log1p(math.exp(3 + 0.5 * 0.5))]
-    along = RewardTrainer.compute_loss(Plain(), model, {"gap": gap, "tails": tails})  # type: ignore[arg-type]
+    along = RewardTrainer.compute_loss(Plain(), model, {"gap": gap, "tails": tails})
     assert along.item() == pytest.approx(loss.item() + 0.25 * sum(steps) / 2)
 
 

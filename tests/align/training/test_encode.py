@@ -55,10 +55,9 @@ def test_sequences_are_the_processors_own(setup: tuple[Any, ...]) -> None:
         assert answer == row.completion[0].content + processor.tokenizer.eos_token
 
 
+@pytest.mark.parametrize("setup", ["mllama"], indirect=True)
 def test_mllamas_answer_sees_the_image(setup: tuple[Any, ...]) -> None:
-    model, _, store = setup
-    if model.config.model_type != "mllama":
-        pytest.skip("cross-attention is Mllama's")
+    _, _, store = setup
     examples, _, _ = encoded(setup, questions(images(store), 5))
     for example in examples:
         (sequence,) = example.sequences
