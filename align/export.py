@@ -18,7 +18,17 @@ from align.adapter import merge, plain_name
 from align.artifact import Out, write_json
 from align.errors import UserError
 from align.families import Family, family_of
-from align.models import base_of, check_model, is_adapter, is_hub_id, load, locate, read_json, save_processor
+from align.models import (
+    base_of,
+    check_model,
+    is_adapter,
+    is_hub_id,
+    load,
+    locate,
+    read_json,
+    save_processor,
+    stored_dtype,
+)
 from align.stage import RUNTIME, Metrics, ModelRef, PortType, Stage
 
 if TYPE_CHECKING:
@@ -119,7 +129,7 @@ def save_merged(
 
     parts = shares(weights, len(models))
     base = common_base(models)
-    stored = _dtype_of(base) if dtype == "auto" else dtype
+    stored = stored_dtype(base) if dtype == "auto" else dtype
     model, processor, before = _mean(models, parts, stored)
     model.save_pretrained(out)
     save_processor(processor, out)
@@ -150,16 +160,6 @@ def save_merged(
         "answer": answer,
         "vllm": served(models, family),
     }
-
-
-def _dtype_of(base: str) -> str:
-    import torch
-
-    config = read_json(locate(base).folder / "config.json")
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise UserError(f"{base}: stored as {dtype!r}, which cannot be merged into")
-    return dtype
 
 
 def _mean(

@@ -331,5 +331,16 @@ def resolve_dtype(dtype: str, config: "PretrainedConfig", device: "torch.device"
     return own
 
 
+def stored_dtype(name: str) -> str:
+    """The dtype that a model's config names, float32 where it names none. Raises UserError."""
+    import torch
+
+    config = read_json(locate(name).folder / "config.json")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UserError(f"{name}: stored as {dtype!r}, which is no dtype here")
+    return dtype
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

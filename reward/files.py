@@ -8,6 +8,7 @@ read is a row out without a score, with the reason.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def score_file(config: Kind, source: Path, target: Path, *, allow_urls: bool = F
                 counts.rows += len(rows)
     except BaseException:
         if not any(work.glob("part-*.jsonl")):  # there is nothing to continue from
-            _remove(work)
+            shutil.rmtree(work)
         raise
     for record in _parts(work):
         if record["candidate"] is None:
@@ -112,14 +113,8 @@ def _begin(work: Path, config: Kind, source: Path, how: list[object]) -> None:
     if mark.is_file() and json.loads(mark.read_text()) == key:
         return
     if work.is_dir():
-        _remove(work)
+        shutil.rmtree(work)
     write_json(mark, key)
-
-
-def _remove(work: Path) -> None:
-    for path in sorted(work.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    work.rmdir()
 
 
 def state_of(config: Kind) -> dict[str, Any]:
@@ -262,4 +257,4 @@ def _publish(work: Path, target: Path) -> None:
             for path in sorted(work.glob("part-*.jsonl")):
                 out.write(path.read_bytes())
     whole.replace(target)
-    _remove(work)
+    shutil.rmtree(work)

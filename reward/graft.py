@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.artifact import Out
 from align.errors import UserError
-from align.models import is_adapter, load, locate, read_json, save_processor
+from align.models import is_adapter, load, locate, read_json, save_processor, stored_dtype
 from align.stage import Metrics, ModelRef, PortType, Stage, TextModelRef
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ class Graft(Stage):
         from reward.model import save_head
 
         check_fit(self.model, self.language)
-        config = read_json(locate(self.model).folder / "config.json")
-        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        dtype = stored_dtype(self.model)
         model, processor = load(self.model, dtype, "cpu")
         text, head = text_reward(self.language, model.dtype)
         rope, own = (getattr(m.config.get_text_config(), "rope_parameters", None) or {} for m in (text, model))

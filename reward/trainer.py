@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from align.training.collate import Collator
 from align.training.encode import Example
 from align.training.trainers import ADAPTER, ByImage, Mended, save_adapter
+from align.tree.layout import common_prefix
 from align.tree.vision import Images, Vision, unwrapped, why_plain
 from align.vision_cache import VisionCache
 from reward.model import RewardModel, first_head, forest, load_head, save_head
@@ -54,9 +55,10 @@ class Pairs:
 def _tails(example: Example) -> tuple[int, int]:
     """How many tokens of the chosen and of the rejected answer stand from the first one that differs."""
     chosen, rejected = (sequence.inputs["input_ids"] for sequence in example.sequences)
-    short = min(len(chosen), len(rejected))
-    same = int((chosen[:short] == rejected[:short]).cumprod(0).sum())
-    return len(chosen) - min(same, short - 1), len(rejected) - min(same, short - 1)
+    same = min(
+        common_prefix(chosen[:, None], rejected[:, None]), len(chosen) - 1, len(rejected) - 1
+    )  # one token at least
+    return len(chosen) - same, len(rejected) - same
 
 
 class RewardTrainer(Mended, ByImage):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.records import Candidate, Message, row_id
+from align.records import Candidate, row_id
 from reward.asks import BadAsk, Images, read_ask
 from reward.base import Reward
 from reward.load import load_reward
@@ -48,8 +48,8 @@ class TrlReward:
                     "reference": None if references[i] is None else str(references[i]),
                 }
                 (candidate,) = read_ask(given, taken, row_id("trl", i)).candidates
-            except (BadAsk, OSError, ValueError, KeyError) as problem:  # pydantic's errors are ValueErrors
-                unscored.append(" ".join(str(problem).split())[:200])
+            except (BadAsk, OSError) as problem:  # OSError: an image that cannot be kept
+                unscored.append(str(problem))
                 continue
             question = row_id("trl", given["prompt"], given["images"])  # completions of a prompt are of one
             asked.append((i, candidate.model_copy(update={"question_id": question})))
@@ -101,8 +101,8 @@ def without_images(prompt: Any) -> Any:
         return prompt
     turns = []
     for turn in prompt:
-        content = turn["content"]
-        if not isinstance(content, str):
+        content = turn.get("content")
+        if isinstance(content, list | tuple):
             content = "\n".join(part["text"] for part in content if part.get("type") == "text")
-        turns.append(Message(role=turn["role"], content=content).model_dump())
+        turns.append({"role": turn.get("role"), "content": content})
     return turns

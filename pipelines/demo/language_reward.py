@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from align.models import load
+from align.tree.layout import common_prefix
 from pipelines.demo.charts import COLORS, MAX_VALUE, Chart, Part, Progress, corrupt, sample_chart
 from pipelines.demo.questions import KINDS, NOT_THERE, ChartQA, ask, reason
 from pipelines.demo.tokenizer import MLLAMA
@@ -118,7 +119,7 @@ def _reward_loss(
         for row, group in enumerate(groups):
             right, place = group[0], group[0].learned_from - 1  # up to here the prompt is shared
             for example in group:
-                same = _common(right.ids, example.ids)
+                same = common_prefix(torch.tensor(right.ids)[:, None], torch.tensor(example.ids)[:, None])
                 start = place + 1
                 place += len(example.ids) - (right.learned_from - 1)
                 split = start + same - right.learned_from
@@ -135,14 +136,6 @@ def _reward_loss(
         return pairs + binary_cross_entropy_with_logits(ratings[told], still[told]) + words
 
     return loss_of
-
-
-def _common(right: list[int], other: list[int]) -> int:
-    """How many tokens both begin with."""
-    for index, (a, b) in enumerate(zip(right, other, strict=False)):
-        if a != b:
-            return index
-    return min(len(right), len(other))
 
 
 def build_language_reward(
