@@ -113,6 +113,8 @@ and gradients (W5: every reward, W7: the features) must be equal in all three to
   what the stages do besides: digests of files and of the language model, and the proof.
 - Batches hold whole images, in all three ways. The stages' batches do from `batch_size` 8 x rows an image up, see
   [training.md](training.md); at a `batch_size` of 8 they mix eight images, and trees save what one pair or row can.
+- On AMD's processors with AVX-512 trees multiply by frozen weights through oneDNN, for torch's MKL keeps to AVX2 there;
+  the other ways run as torch has them. What that is worth: [experiments.md](experiments.md).
 - Adapters are as a training leaves them, so that every tensor has a gradient. DPO begins at its reference.
 - What is below its target, and why: [experiments.md](experiments.md), "Where a step over trees spends its time". No GPU
   has been at hand: `make bench-gpu` is there, its page is not.

@@ -118,6 +118,7 @@ def _leave(code: int) -> None:
     from torch import distributed
 
     if code == 0 and distributed.is_initialized():  # else a rank may be waiting for another in it
+        gc.collect()  # what still holds the group: gloo's threads must not outlive the interpreter, which aborts then
         distributed.destroy_process_group()
 
 

@@ -175,6 +175,8 @@ class Batcher:
             try:
                 scores = await self._scored([row for entry in batch for row in entry.rows])
             except Exception as error:  # whatever it is, the server lives on
+                if not isinstance(error, EngineDied | UserError):
+                    log.exception("a batch could not be scored")
                 for entry in batch:
                     entry.done.set_exception(error)
                     entry.done.exception()  # nobody may ask for it
@@ -230,9 +232,6 @@ class Batcher:
             if isinstance(problem, EngineDied) and not isinstance(problem, EngineAway):
                 self.dead = problem
                 self.died(problem)
-            raise
-        except Exception:
-            log.exception("a batch could not be scored")
             raise
         self.speed = len(rows) / max(time.monotonic() - began, 1e-6)
         self._trouble_until = 0.0

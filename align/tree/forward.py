@@ -6,6 +6,7 @@ rates answers. The model is called by its own arguments; only the tokens that ha
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,13 @@ from align.tree.attention import form_of, over_trees
 from align.tree.batching import TOKENS, passes, split
 from align.tree.layout import IGNORED, Layout, Path, lay_out
 from align.tree.mask import attention_mask, block_mask, both_ways, sees, within
+from align.tree.products import frozen_products, product
 from align.tree.unread import last_layer_at
 from align.tree.vision import Images, Vectors, Vision, unwrapped
 
 HEAD_CHUNK = 1024
 """Tokens whose logits over the vocabulary are in memory at a time."""
-_CPU_PASS = 1200
+_CPU_PASS = 700
 """Tokens of several trees in one pass on a CPU: what more of them make no longer fits into its caches."""
 
 
@@ -144,6 +146,8 @@ def _score_rows(model: Any, trees: Sequence[Tree], vision: Vision, tails: Sequen
     for row, (own, wanted) in enumerate(zip(wheres, tails, strict=True)):
         read[row, torch.cat([where[-n:] for where, n in zip(own, wanted, strict=True)])] = True
     with (
+        # where the tower trains too, its gradients are differences of large numbers: rounded as the plain path rounds
+        frozen_products(vision.backbone) if vision.frozen else nullcontext(),
         over_trees(base.config, batch.end, inputs["attention_mask"]) as how,
         last_layer_at(vision.backbone, read),
     ):
@@ -259,7 +263,7 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
         wanted = ctx.needs_input_grad[0]
         pieces, slopes = [], []
         for h, t in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True):
-            logits = torch.nn.functional.linear(h, weight, bias).float()
+            logits = product(h, weight, bias).float()
             probs = logits.softmax(-1)
             top, likeliest = logits.max(-1)
             normaliser = top - probs.gather(-1, likeliest[:, None])[:, 0].log()
@@ -274,7 +278,7 @@ class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
             )
             if wanted:
                 probs.scatter_add_(-1, t[:, None], torch.full_like(probs[:, :1], -1))
-                slopes.append(-torch.mm(probs.to(weight.dtype), weight).to(h.dtype))
+                slopes.append(-product(probs.to(weight.dtype), weight.t()).to(h.dtype))
         if wanted:
             ctx.save_for_backward(torch.cat(slopes))
         found = tuple(torch.cat(column) for column in zip(*pieces, strict=True))

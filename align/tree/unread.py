@@ -11,19 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-
-@contextmanager
-def _instead(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """While this lasts, modules run these functions in place of their `forward`."""
-    before = [dict(module.__dict__) for module, _ in forwards]
-    for module, forward in forwards:
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for (module, _), own in zip(forwards, before, strict=True):
-            del module.forward  # its class's own again, or the one that a launcher has put there
-            module.__dict__.update({name: own[name] for name in ("forward",) if name in own})
+from align.tree.instead import instead
 
 
 @contextmanager
@@ -44,7 +32,7 @@ def last_layer_at(backbone: Any, at: Tensor) -> Iterator[None]:
 
         return forward
 
-    with _instead([(module, there(module)) for module in (attention.q_proj, attention.o_proj, layer.mlp)]):
+    with instead([(module, there(module)) for module in (attention.q_proj, attention.o_proj, layer.mlp)]):
         yield
 
 
@@ -54,5 +42,5 @@ def layers_up_to(layers: Sequence[nn.Module], read: int | Sequence[int]) -> Iter
     first layer gets, -1 what the last gives): the layers above hand on what they get."""
     numbers = [read] if isinstance(read, int) else read
     top = max(number % (len(layers) + 1) for number in numbers)
-    with _instead([(layer, lambda hidden, *_, **__: hidden) for layer in layers[top:]]):
+    with instead([(layer, lambda hidden, *_, **__: hidden) for layer in layers[top:]]):
         yield

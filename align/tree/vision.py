@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from align.adapter import plain_name
 from align.families import family_of, parts_of
+from align.tree.products import frozen_products
 from align.tree.unread import layers_up_to
 
 Features = dict[str, Tensor]
@@ -248,7 +249,8 @@ class Vision:
         half = self.backbone.dtype in (torch.float16, torch.bfloat16)  # as a training on such weights runs
         self.backbone.eval()
         try:
-            with torch.autocast(kind, dtype=self.backbone.dtype if half else None, enabled=half):
+            autocast = torch.autocast(kind, dtype=self.backbone.dtype if half else None, enabled=half)
+            with autocast, frozen_products(self.backbone):
                 return self._computed(images)
         finally:
             self.backbone.train(training)

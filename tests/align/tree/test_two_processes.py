@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[3]
 CASES = [("mllama", "dpo"), ("mllama", "sft"), ("llava", "sft")]
 SCRIPT = """
-import json, sys
+import gc, json, sys
 from dataclasses import replace
 from pathlib import Path
 from torch import distributed
@@ -40,6 +40,8 @@ for family, kind in json.loads(sys.argv[3]):
 if trainer.accelerator.is_main_process:
     Path(sys.argv[4]).write_text(json.dumps(found))
 if distributed.is_initialized():  # as the stages do: else gloo's threads may be ended with the interpreter, by an abort
+    del trainer
+    gc.collect()
     distributed.destroy_process_group()
 """
 
