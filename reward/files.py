@@ -37,6 +37,7 @@ CHUNK = 64
 """Answers of the first chunk; each has twice as many as the one before, up to `LARGEST` times `CHUNK`: a stop early on
 costs little, and an engine that answers many at a time seldom waits for a chunk's last ones."""
 LARGEST = 8
+COLUMNS = {"row", "id", "candidate", "score", "parts", "reason"}
 FORM = 2
 """Of the rows out, as the kept ones have to be."""
 
@@ -62,6 +63,8 @@ def check_files(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         raise UserError(f"{target}: is the input too; nothing is overwritten")
     check_target(target)
+    if target.exists() and not _holds_scores(target):
+        raise UserError(f"{target}: is there already and holds no scores; nothing is overwritten, name another file")
 
 
 def check_target(target: Path) -> None:
@@ -70,6 +73,15 @@ def check_target(target: Path) -> None:
         raise UserError(f"{target}: is a folder; the name of a file is expected")
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target}: no such folder to write into")
+
+
+def _holds_scores(path: Path) -> bool:
+    """Whether a file is one of this command's, which may be made anew; an empty one is anybody's."""
+    try:
+        first = next(read_rows(path), None)
+    except UserError:
+        return path.stat().st_size == 0
+    return first is None or (isinstance(first, Mapping) and set(first) == COLUMNS)
 
 
 def score_file(config: Kind, source: Path, target: Path, *, allow_urls: bool = False, chunk: int = CHUNK) -> Counts:

@@ -6,7 +6,6 @@ rates answers. The model is called by its own arguments; only the tokens that ha
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from align.tree.attention import form_of, over_trees
 from align.tree.batching import TOKENS, passes, split
 from align.tree.layout import IGNORED, Layout, Path, lay_out
 from align.tree.mask import attention_mask, block_mask, both_ways, sees, within
-from align.tree.products import frozen_products, product
+from align.tree.products import product
 from align.tree.unread import last_layer_at
 from align.tree.vision import Images, Vectors, Vision, unwrapped
 
@@ -146,8 +145,7 @@ def _score_rows(model: Any, trees: Sequence[Tree], vision: Vision, tails: Sequen
     for row, (own, wanted) in enumerate(zip(wheres, tails, strict=True)):
         read[row, torch.cat([where[-n:] for where, n in zip(own, wanted, strict=True)])] = True
     with (
-        # where the tower trains too, its gradients are differences of large numbers: rounded as the plain path rounds
-        frozen_products(vision.backbone) if vision.frozen else nullcontext(),
+        vision.products(),
         over_trees(base.config, batch.end, inputs["attention_mask"]) as how,
         last_layer_at(vision.backbone, read),
     ):

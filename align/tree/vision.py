@@ -7,6 +7,7 @@ model's own forward. A family without a row takes the plain path.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -236,6 +237,12 @@ class Vision:
         positions: Tensor = found[:, 0].T
         return positions
 
+    def products(self) -> AbstractContextManager[None]:
+        """The model's `frozen_products`. Not where the tower trains: the gradients of its first layers are differences
+        of large numbers, which the plain path's rounding decides."""
+        quick = self.frozen or not torch.is_grad_enabled()
+        return frozen_products(self.backbone) if quick else nullcontext()
+
     def prefetch(self, rows: Sequence[Images]) -> None:
         """Have the cache read these rows ahead."""
         if self._cache is not None:
@@ -249,8 +256,7 @@ class Vision:
         half = self.backbone.dtype in (torch.float16, torch.bfloat16)  # as a training on such weights runs
         self.backbone.eval()
         try:
-            autocast = torch.autocast(kind, dtype=self.backbone.dtype if half else None, enabled=half)
-            with autocast, frozen_products(self.backbone):
+            with torch.autocast(kind, dtype=self.backbone.dtype if half else None, enabled=half):
                 return self._computed(images)
         finally:
             self.backbone.train(training)
@@ -258,7 +264,8 @@ class Vision:
     def _computed(self, images: Images) -> Features:
         device = self.backbone.device
         given = self._inputs(images)
-        return self.entrance.tower(self.backbone, {n: given[n].to(device) for n in self._names if n in given})
+        with self.products():
+            return self.entrance.tower(self.backbone, {n: given[n].to(device) for n in self._names if n in given})
 
 
 def tower_is_frozen(model: Any) -> bool:

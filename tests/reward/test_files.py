@@ -240,6 +240,25 @@ def test_a_file_without_any_score_fails(tmp_path: Path, capsys: pytest.CaptureFi
         assert lines(target)[0]["score"] is None
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_holds_no_scores_is_not_overwritten(tmp_path: Path, suffix: str) -> None:
+    asked = {"prompt": "?", "candidates": ["3"], "reference": "3"}
+    source, mine = write(tmp_path / "in.jsonl", [asked]), tmp_path / f"mine{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([asked]), mine)
+    else:
+        write(mine, [asked])
+    before = mine.read_bytes()
+    with pytest.raises(UserError, match="holds no scores; nothing is overwritten"):
+        score_file(read_reward(RULES), source, mine)
+    assert mine.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.jsonl", mine.name])
+    for target in (tmp_path / f"out{suffix}", tmp_path / f"empty{suffix}"):
+        (tmp_path / f"empty{suffix}").touch()
+        assert score_file(read_reward(RULES), source, target) == Counts(1, 1)
+        assert score_file(read_reward(RULES), source, target) == Counts(1, 1)  # its own it makes anew
+
+
 def test_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"text")
     with pytest.raises(UserError, match="no parquet file"):

@@ -4,7 +4,10 @@ from torch import nn
 from torch.nn.functional import linear
 
 import align.tree.products as products
+from align.adapter import Preset
+from align.tree.forward import score
 from align.tree.products import frozen_products, product
+from tests.plain import tiny_case
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
@@ -113,3 +116,17 @@ def test_it_is_for_amd_with_avx512(monkeypatch):
         found = {"cpu_name": name} | ({} if wide is None else {"avx512_f": wide})
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert products.onednn_is_faster.__wrapped__() is expected
+
+
+@needs_onednn
+def test_a_model_whose_tower_trains_multiplies_so_in_its_head_alone_until_nothing_trains(by_onednn, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / "tiny"
+    root.mkdir(exist_ok=True)
+    axes = []
+    for tower, trains in (("frozen", True), ("lora", True), ("lora", False)):
+        told = tiny_case(root, "llava", Preset(rank=4, tower=tower))
+        by_onednn.clear()
+        with torch.set_grad_enabled(trains):
+            score(told.model, told.trees(), told.vision())
+        axes.append({len(shape) for shape in by_onednn})
+    assert axes == [{2, 3}, {2}, {2, 3}]  # layers have rows, tokens and hidden numbers, the head has no rows
