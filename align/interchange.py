@@ -263,7 +263,7 @@ def _message(turn: Any, role_key: str, text_key: str) -> Message:
     role, content = _NAMES.get(str(turn[role_key])), turn.get(text_key)
     if isinstance(content, list | tuple):
         parts = [part.get("text") or "" for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(parts)
+        content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
     if role is None or not isinstance(content, str):
         raise Unfit("turns", f"a turn of {turn[role_key]!r} cannot be used")
     return Message.model_validate({"role": role, "content": content})

@@ -48,11 +48,13 @@ def score_words(words: tuple[str, ...], allow_urls: bool) -> None:
     check_files(source, target)
     with _told():
         counts = score_file(read_reward(words[0]), source, target, allow_urls=allow_urls)
-    if counts.rows and counts.answers == counts.unscored:
-        raise StageFailed(f"{target}: no answer of its {counts.rows} rows has a score, the first: {counts.reason}")
+    if counts.answers == counts.unscored:
+        why = f", the first: {counts.reason}" if counts.reason else ""
+        raise StageFailed(f"{source}: no answer of its {counts.rows} rows has a score{why}")
     unscored = f", {counts.unscored} of them without a score" if counts.unscored else ""
     unreadable = f"; {counts.unreadable} rows could not be read" if counts.unreadable else ""
-    click.echo(f"{target}: {counts.answers} answers from {counts.rows} rows{unscored}{unreadable}")
+    why = f"; the first reason: {counts.reason}" if counts.reason else ""
+    click.echo(f"{target}: {counts.answers} answers from {counts.rows} rows{unscored}{unreadable}{why}")
 
 
 @contextmanager

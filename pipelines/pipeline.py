@@ -252,7 +252,8 @@ class _Resolver:
             if ref.to == "model":
                 return self._model(value, family=not outside)
             if not outside:
-                raise UserError(f"no stage above and no artifact folder is called {value!r}")
+                rows = "; rows of a file come in by `import-data source=FILE`" if Path(value).is_file() else ""
+                raise UserError(f"no stage above and no artifact folder is called {value!r}{rows}")
         elif not outside:
             return self._pinned(value, "dataset")
         path = shipped(Path(value).expanduser())

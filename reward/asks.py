@@ -11,6 +11,7 @@ stand here, for files, server and Python.
 import base64
 import binascii
 import hashlib
+import json
 import math
 import threading
 from collections import Counter
@@ -259,17 +260,24 @@ def _references(value: Any) -> list[str]:
 
 
 def _reference(value: Any) -> str | None:
-    """A number as it is written: what a column holds as 12.0 is 12."""
+    """A number as it is written: what a column holds as 12.0 is 12. An object as JSON."""
     try:
         if hasattr(value, "item") and not isinstance(value, Number):  # a boolean or a date of NumPy's, a tensor
             value = value.item()
         if value is None or (isinstance(value, Number) and value != value):
             return None
+        if isinstance(value, Mapping):  # the fields of a form
+            return json.dumps(value, ensure_ascii=False)
         if isinstance(value, str | bool | date | Integral):
             return str(value)
         if isinstance(value, Real | Decimal) and math.isfinite(value):
             return str(round(value)) if value == round(value) else str(value)  # float32's own digits
-    except (ValueError, ArithmeticError, RuntimeError):  # more than one in a tensor, more digits than Python writes
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        RuntimeError,
+    ):  # several in a tensor, more digits than Python writes
         pass
     what = str(value) if isinstance(value, float) else type(value).__name__
     raise BadAsk(f"reference: a text or a number is expected, or a list of them, not {what}")
@@ -343,6 +351,8 @@ def _message(turn: Any, n: int, sources: list[str | bytes]) -> Message:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
+        elif kind == "image" and set(part) == {"type"} and turn["role"] == "user":
+            continue  # stands for one of `images`, as TRL has it
         elif kind == "image_url" and turn["role"] == "user":
             url = part.get("image_url")
             url = url.get("url") if isinstance(url, Mapping) else url

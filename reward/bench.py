@@ -54,6 +54,18 @@ def check_bench(source: Path, target: Path) -> None:
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target}: no such folder to write into")
     check_target(target)
+    if target.exists() and not _holds_result(target):
+        raise UserError(f"{target}: is there already and holds no result; nothing is overwritten, name another file")
+
+
+def _holds_result(path: Path) -> bool:
+    """Whether a file is one of this command's, which may be made anew; an empty one is anybody's."""
+    text = path.read_bytes()
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return not text
+    return isinstance(found, dict) and {"reward", "file", "pairs"} <= set(found)
 
 
 def bench(config: Kind, source: Path, target: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ row, or, where rows have one each, those of all rows with the same prompt and im
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from reward.base import Reward, Score
 from reward.load import Kind, is_relative, open_reward
 from reward.reading import BadRow, count_rows, read_rows
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".jsonl", ".parquet")
 CHUNK = 64
 """Answers of the first chunk; each has twice as many as the one before, up to `LARGEST` times `CHUNK`: a stop early on
@@ -69,8 +71,9 @@ def check_files(source: Path, target: Path) -> None:
 
 def check_target(target: Path) -> None:
     """A file can be written there. Raises UserError."""
-    if target.is_dir():
-        raise UserError(f"{target}: is a folder; the name of a file is expected")
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file"
+        raise UserError(f"{target}: is {kind}; the name of a file is expected")
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target}: no such folder to write into")
 
@@ -164,6 +167,8 @@ def work_folder(target: Path, suffix: str, state: object) -> Iterator[Path]:
         if kept is None and any(path.name != mark.with_suffix(".tmp").name for path in work.iterdir()):
             raise foreign
         if kept != key:
+            if _rows_done(work):
+                log.warning("%s: what was kept is of other files or another reward; begun anew", target)
             for path in work.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             write_json(mark, key)

@@ -6,6 +6,7 @@ torch. Folders hold an adapter or a whole model, and the head in a safetensors f
 """
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,10 +168,15 @@ class Rater:
         self.pad_token_id = processor.tokenizer.pad_token_id or 0
         self.most = getattr(base.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         self.tree = tree
+        self._alone = threading.Lock()  # a pass over trees has the model's modules do less while it lasts
 
     def rate(self, asks: Sequence[Ask]) -> list[float | str]:
         """One rating an answer, in their order, or in its place the reason why there is none. A batch ends with an
-        image, once it has `batch_size` answers; on the plain path it has no more than these."""
+        image, once it has `batch_size` answers; on the plain path it has no more than these. Threads take turns."""
+        with self._alone:
+            return self._rate(asks)
+
+    def _rate(self, asks: Sequence[Ask]) -> list[float | str]:
         found: list[float | str] = ["not rated"] * len(asks)
         waiting: list[tuple[int, str, Encoded]] = []
         pixels: dict[str, dict[str, Tensor]] = {}

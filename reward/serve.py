@@ -58,15 +58,21 @@ _IMAGE = {
         "image_url": {"type": "object", "required": ["url"], "properties": {"url": _STRING}},
     },
 }
+_PLACE = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"type": {"const": "image"}},
+    "additionalProperties": False,
+}
 _MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
     "properties": {
         "role": {"enum": list(ROLES)},
-        "content": {"anyOf": [_STRING, {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE]}}]},
+        "content": {"anyOf": [_STRING, {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE, _PLACE]}}]},
     },
 }
-_RIGHT = [{"type": kind} for kind in ("string", "number", "boolean", "null")]
+_RIGHT = [{"type": kind} for kind in ("string", "number", "boolean", "object", "null")]
 _REFERENCE = {"anyOf": [*_RIGHT, {"type": "array", "maxItems": MAX_REFERENCES, "items": {"anyOf": _RIGHT}}]}
 _ONE_OF: list[Any] = [
     {"required": [key], "properties": {key: {"type": kind}}}

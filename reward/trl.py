@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from align.engine import EngineAway
+from align.errors import UserError, did_you_mean
 from align.images import BadImage, upright
 from align.records import Candidate, row_id
 from reward.asks import BadAsk, Images, read_ask
@@ -33,7 +34,10 @@ class TrlReward:
         self.__name__ = name  # what TRL calls it in its logs
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """One score a completion. Raises KeyError where the column of `reference` is missing."""
+        """One score a completion. Raises UserError where the column of `reference` is missing."""
+        if self.reference and self.reference not in columns:
+            told = did_you_mean(self.reference, columns)
+            raise UserError(f"the data set has no column {self.reference!r}, the reward's reference{told}")
         with (
             tempfile.TemporaryDirectory(prefix="vlm-align-") as folder,
             Images(Path.cwd(), Path(folder)) as taken,
@@ -44,7 +48,8 @@ class TrlReward:
         self, taken: Images, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> list[float | None]:
         references = columns[self.reference] if self.reference else [None] * len(prompts)
-        images = columns.get("images") or columns.get("image") or [None] * len(prompts)
+        given_images = next((columns[name] for name in ("images", "image") if columns.get(name) is not None), None)
+        images = [None] * len(prompts) if given_images is None else given_images
         found: list[float | None] = [None] * len(prompts)
         asked: list[tuple[int, Candidate]] = []
         unscored: list[str] = []
@@ -113,12 +118,15 @@ def _listed(images: Any) -> list[Any]:
 
 def without_images(prompt: Any) -> Any:
     """A prompt whose messages hold text alone: TRL puts image parts where the images go, which come as a column."""
-    if isinstance(prompt, str):
+    if not isinstance(prompt, list | tuple):
         return prompt
-    turns = []
-    for turn in prompt:
-        content = turn.get("content")
-        if isinstance(content, list | tuple):
-            content = "\n".join(part["text"] for part in content if part.get("type") == "text")
-        turns.append({"role": turn.get("role"), "content": content})
-    return turns
+    return [{**turn, "content": _texts(turn.get("content"))} if isinstance(turn, Mapping) else turn for turn in prompt]
+
+
+def _texts(content: Any) -> Any:
+    """Parts without those of images, as one text where they are texts."""
+    if not isinstance(content, list | tuple):
+        return content
+    parts = [part for part in content if not (isinstance(part, Mapping) and part.get("type") == "image")]
+    texts = [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    return "\n".join(texts) if len(texts) == len(parts) else parts

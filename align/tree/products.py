@@ -16,6 +16,10 @@ from torch.autograd.function import once_differentiable
 
 from align.tree.instead import instead
 
+ROWS = 64
+"""Fewer rows go to MKL. oneDNN gets a multiple of it, and of an eighth of the rows: it keeps what it compiles for each
+number of rows, up to a megabyte."""
+
 
 @cache
 def onednn_is_faster() -> bool:
@@ -29,8 +33,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     not used, for which it has to be frozen, float32, and on a CPU that multiplies faster so."""
     trained = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
     kinds = {(tensor.device.type, tensor.dtype) for tensor in (x, weight)}
-    mkl = kinds != {("cpu", torch.float32)} or torch.is_autocast_enabled("cpu")
-    if trained or mkl or not (torch.backends.mkldnn.enabled and onednn_is_faster()) or not x.numel():
+    other = kinds != {("cpu", torch.float32)} or torch.is_autocast_enabled("cpu")
+    few = x.shape[:-1].numel() < ROWS
+    if trained or other or few or not (torch.backends.mkldnn.enabled and onednn_is_faster()):
         return torch.nn.functional.linear(x, weight, bias)
     found: Tensor = _Product.apply(x, weight, bias)
     return found
@@ -64,5 +69,9 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
+    flat = x.flatten(0, -2)
+    rows = len(flat)
+    step = max(ROWS, 1 << (rows.bit_length() - 4))
+    padded = nn.functional.pad(flat, (0, 0, 0, -rows % step))
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(padded, weight, bias, "none", [], "")
+    return found[:rows].unflatten(0, x.shape[:-1])

@@ -323,6 +323,8 @@ class TestForeign:
             ("messages", {"rejected_response": "a "}, "equal answers"),
             ("messages", {"rejected_response": ["b"]}, "turns"),
             ("trl", {"prompt": "q", "chosen": "a", "rejected": "a"}, "equal answers"),
+            ("trl", {"prompt": "q", "chosen": [{"role": "assistant", "content": [{"type": "text", "text": 4}]}],
+                     "rejected": "b"}, "turns"),
             ("trl", {"prompt": "other", "chosen": [say_("q"), {"role": "assistant", "content": "a"}],
                      "rejected": [say_("q"), {"role": "assistant", "content": "b"}]}, "two prompts"),
             ("messages", {"rejected_messages": [say_("r"), {"role": "assistant", "content": "b"}]}, "two prompts"),

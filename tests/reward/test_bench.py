@@ -328,6 +328,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert "Multimodal RewardBench" in done.output
     assert "micro" in done.output
     assert json.loads((tmp_path / "o.json").read_text())["micro"]["value"] == 1.0
+    again = CliRunner().invoke(cli, ["bench-reward", *words], catch_exceptions=False)
+    assert again.exit_code == 0
+    for text, code in {'[{"ID": "a"}]': 2, '{"my": "notes"}': 2, "notes": 2, "": 0}.items():
+        (tmp_path / "o.json").write_text(text)
+        assert call("bench-reward", *words) == code
+        assert ((tmp_path / "o.json").read_text() == text) == (code == 2)
 
 
 def test_a_benchmark_without_a_scored_pair_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

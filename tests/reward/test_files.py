@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -210,14 +211,19 @@ def test_the_command_takes_files_and_keys(tmp_path: Path, capsys: pytest.Capture
     reward.write_text("reward: rules\nrules: [{rule: exact}]\n")
     target = tmp_path / "out.jsonl"
     assert call("score", str(reward), str(source), str(target)) == 0
-    assert f"{target}: 2 answers from 1 rows" in capsys.readouterr().out
+    assert f"{target}: 2 answers from 1 rows\n" in capsys.readouterr().out
+    write(source, [*lines(source), {"prompt": "?"}])
+    assert call("score", str(reward), str(source), str(target)) == 0
+    assert "from 2 rows; 1 rows could not be read; the first reason: candidates (a" in capsys.readouterr().out
     (tmp_path / "folder.jsonl").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
     for words, message in {
         (str(reward), str(source)): "three words are expected",
         (str(reward), str(source), str(source)): "is the input too",
         (str(reward), str(tmp_path / "none.jsonl"), str(target)): "no such file",
         (str(reward), str(source), str(tmp_path / "x.csv")): "ends in .jsonl or .parquet",
         (str(reward), str(source), str(tmp_path / "folder.jsonl")): "is a folder",
+        (str(reward), str(source), str(tmp_path / "pipe.jsonl")): "is no regular file",
         (str(reward), str(source), str(tmp_path / "none" / "x.jsonl")): "no such folder",
         (str(tmp_path / "none.yaml"), str(source), str(target)): "no such file",
         ("reward=r.yaml", "--allow-urls"): "--allow-urls goes with a file",

@@ -27,7 +27,7 @@ def test_a_reward_that_stops_at_once_leaves_nothing_behind(tmp_path: Path, monke
 
 
 def test_a_stopped_file_continues_and_another_reward_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [{"id": str(i), "prompt": "?", "completion": str(i), "reference": str(i)} for i in range(10)]
     source, target = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
@@ -55,7 +55,9 @@ def test_a_stopped_file_continues_and_another_reward_begins_anew(
         score_file(read_reward(RULES), source, target, chunk=2)
     stop = 100
     other = read_reward({"reward": "rules", "rules": [{"rule": "length", "min": 2}]})
+    assert not caplog.messages
     score_file(other, source, target, chunk=2)
+    assert caplog.messages == [f"{target}: what was kept is of other files or another reward; begun anew"]
     assert [r["score"] for r in lines(target)] == [0.0] * 10
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from align.engine import EngineDied
+from align.errors import UserError
 from align.images import open_image
 from reward import load_reward
 from reward.asks import Images, read_ask
@@ -41,15 +42,28 @@ def test_texts_and_messages_with_references() -> None:
     assert reward.__name__ == "reward"
 
 
+def test_a_prompt_of_another_shape_costs_itself_alone(caplog: pytest.LogCaptureFixture) -> None:
+    odd: list[Any] = [["x"], [{"role": "user", "content": ["x"]}], [{"role": "user", "content": [{"type": "text"}]}], 7]
+    with trl_reward(RULES, reference="answer") as reward:
+        found = reward([*odd, "?"], ["x"] * 5, answer=["x"] * 5, images=np.array([None] * 5))
+    assert found == [None] * 4 + [1.0]
+    assert "4 of 5 completions have no score, the first: messages[0]" in caplog.text
+
+
+def test_the_fields_of_a_form_are_a_reference() -> None:
+    with trl_reward({"reward": "rules", "rules": [{"rule": "json"}]}, reference="form") as reward:
+        assert reward(["?"], ['{"total": "9.00", "date": "x"}'], form=[{"total": "9.00", "date": "y"}]) == [0.5]
+
+
 def test_a_reference_is_a_text_a_number_or_a_list(caplog: pytest.LogCaptureFixture) -> None:
     """As data sets keep accepted answers, whole numbers as floats included; none of several costs no other."""
     answers = ["12", ["12", "twelve"], 12, 12.0, ["twelve", 12.0], (12,), ["12", None, float("nan")], 12.5, [], None]
-    answers += [float("nan"), [None], {"a": 12}]
+    answers += [float("nan"), [None], {"a": {1, 2}}]
     with trl_reward(RULES, reference="answer") as reward:
         found = reward(["?"] * len(answers), ["12"] * len(answers), answer=answers)
     assert found == [1.0] * 7 + [0.0] + [None] * 5
     assert "5 of 13 completions have no score" in caplog.text
-    for answer, told in {"dict": {"a": 12}, "inf": float("inf"), "list": [["12"]]}.items():
+    for answer, told in {"dict": {"a": {1, 2}}, "inf": float("inf"), "list": [["12"]]}.items():
         with trl_reward(RULES, reference="answer") as reward:
             assert reward(["?"], ["x"], answer=[told]) == [None]
         assert f"reference: a text or a number is expected, or a list of them, not {answer}" in caplog.text
@@ -195,8 +209,11 @@ def test_grpo_runs_with_it(tmp_path: Path) -> None:
 
 
 def test_a_column_that_is_missing_is_named() -> None:
-    with trl_reward(RULES, reference="answer") as reward, pytest.raises(KeyError, match="answer"):
-        reward(["?"], ["x"])
+    with (
+        trl_reward(RULES, reference="answer") as reward,
+        pytest.raises(UserError, match=r"no column 'answer'.*did you mean 'answers'"),
+    ):
+        reward(["?"], ["x"], answers=["x"])
 
 
 @pytest.mark.filterwarnings("ignore")  # TRL's own, about the version of vLLM and the like

@@ -27,7 +27,7 @@ def drawn(*shape, seed=0):
 
 
 @needs_onednn
-@pytest.mark.parametrize("shape", [(7, 24), (3, 5, 24), (1, 24), (2, 1, 3, 24)])
+@pytest.mark.parametrize("shape", [(64, 24), (3, 50, 24), (1, 700, 24), (2, 1, 90, 24)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_values_and_gradients_are_torchs_own(by_onednn, shape, biased):
     x, weight, bias = drawn(*shape), drawn(10, 24, seed=1), drawn(10, seed=2) if biased else None
@@ -44,41 +44,64 @@ def test_values_and_gradients_are_torchs_own(by_onednn, shape, biased):
 
 @needs_onednn
 def test_tensors_that_do_not_lie_in_a_row(by_onednn):
-    x, weight = drawn(6, 5, 4).transpose(0, 2), drawn(6, 8).t()
+    x, weight = drawn(6, 50, 4).transpose(0, 2), drawn(6, 8).t()
     torch.testing.assert_close(product(x, weight), linear(x, weight))
-    given = drawn(4, 6).requires_grad_()
+    given = drawn(80, 6).requires_grad_()
     product(given, weight).sum().backward()  # the gradient that arrives is one number, expanded
-    torch.testing.assert_close(given.grad, weight.sum(0).expand(4, 6))
+    torch.testing.assert_close(given.grad, weight.sum(0).expand(80, 6))
     assert len(by_onednn) == 3
 
 
 @needs_onednn
 def test_a_weight_that_trains_gets_its_gradient(by_onednn):
-    x, weight, bias = drawn(3, 4), drawn(2, 4).requires_grad_(), torch.zeros(2, requires_grad=True)
+    x, weight, bias = drawn(100, 4), drawn(2, 4).requires_grad_(), torch.zeros(2, requires_grad=True)
     product(x, weight).sum().backward()
     torch.testing.assert_close(weight.grad, x.sum(0).expand(2, 4))
     product(x, weight.detach(), bias).sum().backward()
-    assert bias.grad.tolist() == [3, 3]
+    assert bias.grad.tolist() == [100, 100]
     assert not by_onednn
     with torch.no_grad():
         product(x, weight)
-    assert by_onednn == [(3, 4)]
+    assert by_onednn == [(100, 4)]
 
 
 @needs_onednn
-def test_left_to_torch_are_other_numbers_autocast_and_nothing(by_onednn, monkeypatch):
-    x, weight = drawn(3, 4), drawn(2, 4)
+def test_left_to_torch_are_other_numbers_autocast_and_few_rows(by_onednn, monkeypatch):
+    x, weight = drawn(100, 4), drawn(2, 4)
     assert product(x.double(), weight.double()).dtype == torch.float64
     assert product(x.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         assert product(x, weight).dtype == torch.bfloat16
-    assert product(x[:0], weight).shape == (0, 2)
+    for few in (0, 1, 63):
+        assert product(x[:few], weight).shape == (few, 2)
+    assert product(x[0], weight).shape == (2,)
     with monkeypatch.context() as switched_off:
         switched_off.setattr(torch.backends.mkldnn, "enabled", False)
         product(x, weight)
     assert not by_onednn
     product(x, weight)
     assert by_onednn
+
+
+@needs_onednn
+def test_of_all_numbers_of_rows_it_gets_few(monkeypatch):
+    """It keeps what it compiles for each: unbounded, a server would grow with every new length."""
+    seen: set[int] = set()
+    weight = drawn(3, 2)
+
+    class Operator:
+        @staticmethod
+        def _linear_pointwise(x, weight, bias, *_):
+            seen.add(len(x))
+            return linear(x, weight, bias)
+
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(torch.ops, "mkldnn", Operator)
+    for rows in range(64, 5000):
+        x = drawn(rows, 2)
+        torch.testing.assert_close(product(x, weight), linear(x, weight))
+        assert rows <= max(seen) <= rows + max(64, rows / 8)
+    assert len(seen) < 40
 
 
 @needs_onednn
@@ -91,13 +114,13 @@ def test_frozen_layers_of_a_model_multiply_so_and_afterwards_as_before(by_onednn
     for n in (1, 2, 3):
         model[n].requires_grad_(False)
     launched = model[3].forward = model[3].forward
-    x = drawn(6, 4)
+    x = drawn(66, 4)
     expected = model(x)
     with frozen_products(model):
         found = model(x)
         found.sum().backward()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert by_onednn == [(6, 4), (6, 5)]  # the second layer, forth and back
+    assert by_onednn == [(66, 4), (66, 5)]  # the second layer, forth and back
     assert model[0].weight.grad is not None
     assert model[1].weight.grad is None
     assert [name for name, module in model.named_modules() if "forward" in module.__dict__] == ["3"]
@@ -119,7 +142,10 @@ def test_it_is_for_amd_with_avx512(monkeypatch):
 
 
 @needs_onednn
-def test_a_model_whose_tower_trains_multiplies_so_in_its_head_alone_until_nothing_trains(by_onednn, tmp_path_factory):
+def test_a_model_whose_tower_trains_multiplies_so_in_its_head_alone_until_nothing_trains(
+    by_onednn, tmp_path_factory, monkeypatch
+):
+    monkeypatch.setattr(products, "ROWS", 1)
     root = tmp_path_factory.getbasetemp() / "tiny"
     root.mkdir(exist_ok=True)
     axes = []
