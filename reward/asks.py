@@ -272,13 +272,8 @@ def _reference(value: Any) -> str | None:
             return str(value)
         if isinstance(value, Real | Decimal) and math.isfinite(value):
             return str(round(value)) if value == round(value) else str(value)  # float32's own digits
-    except (
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        RuntimeError,
-    ):  # several in a tensor, more digits than Python writes
-        pass
+    except (ValueError, TypeError, ArithmeticError, RuntimeError):
+        pass  # several numbers in a tensor, more digits than Python writes, an object that is no JSON
     what = str(value) if isinstance(value, float) else type(value).__name__
     raise BadAsk(f"reference: a text or a number is expected, or a list of them, not {what}")
 

@@ -51,11 +51,7 @@ def check_bench(source: Path, target: Path) -> None:
         raise UserError(f"{target}: a file that ends in .json is expected")
     if source.resolve() == target.resolve():
         raise UserError(f"{target}: is the input too; nothing is overwritten")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"{target}: no such folder to write into")
-    check_target(target)
-    if target.exists() and not _holds_result(target):
-        raise UserError(f"{target}: is there already and holds no result; nothing is overwritten, name another file")
+    check_target(target, "result", _holds_result)
 
 
 def _holds_result(path: Path) -> bool:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +64,19 @@ def check_files(source: Path, target: Path) -> None:
         raise UserError(f"{source}: no such file")
     if source.resolve() == target.resolve():
         raise UserError(f"{target}: is the input too; nothing is overwritten")
-    check_target(target)
-    if target.exists() and not _holds_scores(target):
-        raise UserError(f"{target}: is there already and holds no scores; nothing is overwritten, name another file")
+    check_target(target, "scores", _holds_scores)
 
 
-def check_target(target: Path) -> None:
-    """A file can be written there. Raises UserError."""
+def check_target(target: Path, what: str, holds: Callable[[Path], bool]) -> None:
+    """A file can be written there, in whose place `holds` says that there is none but one of `what`. Raises
+    UserError."""
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
         raise UserError(f"{target}: is {kind}; the name of a file is expected")
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target}: no such folder to write into")
+    if target.exists() and not holds(target):
+        raise UserError(f"{target}: is there already and holds no {what}; nothing is overwritten, name another file")
 
 
 def _holds_scores(path: Path) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from align.tree.instead import instead
 
@@ -48,8 +47,9 @@ def frozen_products(model: nn.Module) -> Iterator[None]:
     def there(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         return lambda x: product(x, layer.weight, layer.bias)
 
-    layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in m.__dict__]  # a launcher's stay
-    with instead([(layer, there(layer)) for layer in layers if onednn_is_faster()]):
+    linear = [m for m in model.modules() if type(m) is nn.Linear] if onednn_is_faster() else []
+    layers = [m for m in linear if m.weight.device.type == "cpu" and "forward" not in m.__dict__]  # a launcher's stay
+    with instead([(layer, there(layer)) for layer in layers]):
         yield
 
 
@@ -62,7 +62,6 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
         return _by_onednn(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return _by_onednn(slope, weight.t(), None), None, None
