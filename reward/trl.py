@@ -120,13 +120,11 @@ def without_images(prompt: Any) -> Any:
     """A prompt whose messages hold text alone: TRL puts image parts where the images go, which come as a column."""
     if not isinstance(prompt, list | tuple):
         return prompt
-    return [{**turn, "content": _texts(turn.get("content"))} if isinstance(turn, Mapping) else turn for turn in prompt]
+    return [_without_images(turn) if isinstance(turn, Mapping) else turn for turn in prompt]
 
 
-def _texts(content: Any) -> Any:
-    """Parts without those of images, as one text where they are texts."""
-    if not isinstance(content, list | tuple):
-        return content
-    parts = [part for part in content if not (isinstance(part, Mapping) and part.get("type") == "image")]
-    texts = [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
-    return "\n".join(texts) if len(texts) == len(parts) else parts
+def _without_images(turn: Mapping[str, Any]) -> dict[str, Any]:
+    content = turn.get("content")
+    if isinstance(content, list | tuple):
+        content = [part for part in content if not (isinstance(part, Mapping) and part.get("type") == "image")]
+    return {**turn, "content": content}

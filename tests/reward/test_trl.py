@@ -241,7 +241,7 @@ def test_grpo_on_text_and_image_with_a_trained_scorer(tmp_path: Path) -> None:
     with trl_reward(config) as reward:
 
         def scorer(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
-            questions = [without_images(prompt)[-1]["content"].strip() for prompt in prompts]
+            questions = [without_images(prompt)[-1]["content"][0]["text"].strip() for prompt in prompts]
             texts = [turns[0]["content"] for turns in completions]
             called.append((questions, texts, reward(prompts, completions, **columns)))
             return called[-1][2]
